@@ -1,0 +1,1 @@
+"""One file per data set; ``folder.py`` takes the user's own files without any Python."""

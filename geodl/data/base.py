@@ -1,0 +1,660 @@
+"""What every data set has in common: items and splits, preprocessing, geometry, loaders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+
+import lightning as L
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from geodl.augment import Augmentation
+from geodl.data.fetch import Paths
+from geodl.errors import UserError
+from geodl.ops import check as checks
+from geodl.ops.cache import Arrays, Cache, digest
+from geodl.ops.geometry import (
+    Backend,
+    Geometry,
+    face_areas,
+    face_vectors,
+    unit,
+    unique_edges,
+    vertex_normals,
+)
+from geodl.ops.remesh import nearest, simplify
+from geodl.shape import Operators, Shape, ShapeBatch
+from geodl.spec import DataSpec, Item, Kind, Needs, Normals, Points
+
+log = logging.getLogger(__name__)
+SPLITS = Path(__file__).parent / "splits"
+
+
+class BadShape(Exception):
+    """A shape that cannot be used; the message names its defects."""
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From a file's coordinates to the model's. Plain data: it is stored in the checkpoint.
+
+    center     "mean" of the vertices, middle of the "bbox", or null
+    scale      largest distance from the centre ("max_radius") or the root of the "area" becomes
+               one, or null
+    vertices   simplify larger meshes to about this number, or null
+    on_defect  what to do with a defective mesh: "raise" an error, "drop" it or "repair" it
+    backend    Laplacian of meshes: "cotan" or "robust" (clouds always take the latter)
+    """
+
+    center: Literal["mean", "bbox"] | None = "mean"
+    scale: Literal["max_radius", "area"] | None = "max_radius"
+    vertices: int | None = None
+    on_defect: Literal["raise", "drop", "repair"] = "repair"
+    backend: Backend = "cotan"
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("center", ("mean", "bbox", None)),
+            ("scale", ("max_radius", "area", None)),
+            ("on_defect", ("raise", "drop", "repair")),
+            ("backend", ("cotan", "robust")),
+        ):
+            if getattr(self, name) not in allowed:
+                known = ", ".join("null" if a is None else a for a in allowed)
+                raise UserError(
+                    f"data.{name}={getattr(self, name)} is not known: choose one of {known}."
+                )
+
+    def __call__(self, shape: Shape, label_on: str, cache: Cache) -> tuple[Shape, list[str]]:
+        """The shape as the model sees it, and what was mended on the way.
+
+        Raises:
+            BadShape: a defect that cannot be mended or, by ``on_defect``, may not be.
+        """
+        mended: list[str] = []
+        shape = self._mend(shape, label_on, mended, "")
+        if self.vertices and not shape.is_cloud and shape.pos.shape[0] > self.vertices:
+            pos = shape.pos.double().numpy()
+            face = shape.face.numpy()
+
+            def make() -> Arrays:
+                small, triangles = simplify(pos, face, cast(int, self.vertices))
+                return {"pos": small, "face": triangles}
+
+            key = digest(pos.astype(np.float32), face.astype(np.int32), self.vertices)
+            small = cache.get("simplify", key, make)
+            shape = carried(shape, small["pos"], small["face"], label_on)
+            shape = self._mend(shape, label_on, mended, " after simplification")
+        pos = shape.pos.double()
+        if self.center == "mean":
+            pos = pos - pos.mean(0)
+        elif self.center == "bbox":
+            pos = pos - (pos.amin(0) + pos.amax(0)) / 2
+        if self.scale == "max_radius":
+            size = float(pos.norm(dim=1).max())
+        elif self.scale == "area":
+            size = float(face_areas(pos.numpy(), shape.face.numpy()).sum() ** 0.5)
+        else:
+            size = 1.0
+        if not size > 0:
+            raise BadShape("all its points are the same")
+        return shape.replace(pos=(pos / size).float()), mended
+
+    def _mend(self, shape: Shape, label_on: str, mended: list[str], when: str) -> Shape:
+        pos, face = shape.pos.double().numpy(), shape.face.numpy()
+        defects = checks.check(pos, face, cloud=shape.is_cloud)
+        if defects.fatal:
+            raise BadShape(str(checks.Defects(defects.fatal)))
+        if shape.is_cloud or not defects.mendable:
+            if defects and not shape.is_cloud:
+                mended.append(f"kept {defects}{when}")
+            return shape
+        if self.on_defect != "repair":
+            raise BadShape(str(defects))
+        try:
+            fixed = checks.repair(pos, face)
+        except ValueError as error:
+            raise BadShape(str(error)) from error
+        mended.append(f"removed {checks.Defects(defects.mendable)}{when}")
+        left = {k: n for k, n in defects.count.items() if k in checks.KEPT}
+        if left:
+            mended.append(f"kept {checks.Defects(left)}{when}")
+        label = shape.label
+        if label is not None and label_on == "edge":
+            raise BadShape(f"{defects}; a mesh with edge labels is not repaired")
+        if label is not None and label_on in ("vertex", "face"):
+            label = label[torch.from_numpy(fixed.vertex if label_on == "vertex" else fixed.face_index)]
+        landmark = shape.landmark
+        if landmark is not None:
+            landmark = torch.from_numpy(nearest(fixed.pos, pos[landmark.numpy()]))
+        normal = None if shape.normal is None else shape.normal[torch.from_numpy(fixed.vertex)]
+        return shape.replace(
+            pos=torch.from_numpy(fixed.pos),
+            face=torch.from_numpy(fixed.face),
+            label=label,
+            landmark=landmark,
+            normal=normal,
+        )
+
+
+def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) -> Shape:
+    """Another triangulation of the shape, with labels and landmarks from the nearest element."""
+    label, landmark = shape.label, shape.landmark
+    old = shape.pos.double().numpy()
+    if label is not None and label_on in ("vertex", "face"):
+        source, target = old, pos
+        if label_on == "face":
+            source, target = old[shape.face.numpy()].mean(1), pos[face].mean(1)
+        label = label[torch.from_numpy(nearest(source, target))]
+    if landmark is not None:
+        landmark = torch.from_numpy(nearest(pos, old[landmark.numpy()]))
+    return Shape(
+        pos=torch.from_numpy(np.asarray(pos, np.float64)),
+        face=torch.from_numpy(np.asarray(face, np.int64)),
+        label=label,
+        category=shape.category,
+        landmark=landmark,
+        name=shape.name,
+    )
+
+
+# ---- geometry that needs ask for ----
+
+
+def item_seed(name: str) -> int:
+    """A number that belongs to an item's name, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def attach(shape: Shape, needs: Needs, backend: Backend, cache: Cache) -> Shape:
+    """The shape with the operators and normals that are asked for."""
+    geometry = Geometry.of(shape.pos.numpy(), shape.face.numpy(), backend)
+    values: dict[str, Tensor] = {}
+    kinds: dict[str, Kind] = {}
+    for need in needs.computed:
+        arrays = cache.need(need, geometry)
+        for name, kind in need.fields.items():
+            kinds[name] = kind
+            if kind == "matrix":
+                n = shape.pos.shape[0]
+                values[name] = torch.sparse_coo_tensor(
+                    torch.from_numpy(arrays[f"{name}.index"]).long(),
+                    torch.from_numpy(arrays[f"{name}.value"]),
+                    (n, n),
+                    is_coalesced=True,
+                    check_invariants=False,
+                )
+            else:
+                values[name] = torch.from_numpy(arrays[name])
+    normal = shape.normal
+    if needs.find(Normals) and normal is None:
+        normal = torch.from_numpy(vertex_normals(geometry)).float()
+    return shape.replace(ops=shape.ops.added(values, kinds), normal=normal)
+
+
+def elements(shape: Shape, label_on: str) -> NDArray[np.float32]:
+    """Positions of the elements that carry labels."""
+    pos = shape.pos.numpy()
+    if label_on == "face":
+        return pos[shape.face.numpy()].mean(1)
+    if label_on == "edge":
+        return pos[shape.ops.edge.numpy()].mean(1)
+    return pos
+
+
+def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None) -> Shape:
+    """n points in place of the vertices; ``ops.carry``: labelled element -> nearest point.
+
+    A mesh is sampled uniformly by area. Of a cloud, n points are drawn, or the first n taken where
+    ``rng`` is None; a smaller cloud repeats points.
+    """
+    fixed = rng if rng is not None else np.random.default_rng(item_seed(shape.name))
+    if shape.is_cloud:
+        v = shape.pos.shape[0]
+        if v <= n:
+            index = np.concatenate([np.arange(v), fixed.integers(0, v, n - v)])
+        elif rng is None:
+            index = np.arange(n)
+        else:
+            index = rng.permutation(v)[:n]
+        pos = shape.pos[torch.from_numpy(index)]
+        normal = None if shape.normal is None else shape.normal[torch.from_numpy(index)]
+    else:
+        vertices, face = shape.pos.double().numpy(), shape.face.numpy()
+        vectors = face_vectors(vertices, face)
+        area = np.cumsum(np.linalg.norm(vectors, axis=1))
+        chosen = np.searchsorted(area, fixed.random(n) * area[-1]).clip(max=len(face) - 1)
+        u, v = np.sqrt(fixed.random(n)), fixed.random(n)
+        weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
+        points = np.einsum("nc,ncd->nd", weights, vertices[face[chosen]])
+        pos = torch.from_numpy(points).float()
+        normal = torch.from_numpy(unit(vectors[chosen])).float()
+    ops = Operators(
+        {k: v for k, v in shape.ops.items() if k in LABEL_OPS},
+        {k: v for k, v in shape.ops.kinds.items() if k in LABEL_OPS},
+    )
+    if shape.label is not None:
+        carry = torch.from_numpy(nearest(pos.numpy(), elements(shape, label_on)))
+        ops = ops.added({"carry": carry}, {"carry": "index"})
+    return Shape(
+        pos=pos, normal=normal, ops=ops, label=shape.label, category=shape.category, name=shape.name
+    )
+
+
+# Fields about labelled elements, which stay when points stand in for vertices.
+LABEL_OPS = ("edge_face", "edge_label", "edge_soft", "edge_area")
+
+
+@dataclass
+class Report:
+    """What ``prepare`` found: counts, and shapes by name."""
+
+    shapes: int = 0
+    hits: int = 0
+    misses: int = 0
+    mended: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add(self, name: str, hits: int, misses: int, mended: list[str], dropped: str | None) -> None:
+        self.shapes += 1
+        self.hits += hits
+        self.misses += misses
+        if mended:
+            self.mended[name] = "; ".join(mended)
+        if dropped:
+            self.dropped[name] = dropped
+
+    def __str__(self) -> str:
+        repaired = sum("removed" in text for text in self.mended.values())
+        return (
+            f"{self.shapes} shapes: {self.hits} cache hits, {self.misses} computed, {repaired} "
+            f"repaired, {len(self.dropped)} dropped, {self.seconds:.1f} s"
+        )
+
+
+class ShapeData(L.LightningDataModule):
+    """Base of all data sets.
+
+    A subclass sets ``spec`` and ``process`` in ``__init__`` and answers ``splits`` and ``read``.
+    """
+
+    clouds: ClassVar[bool] = False  # whether shapes may come without faces
+    spec: DataSpec
+    process: Preprocess
+
+    def __init__(self, paths: Paths) -> None:
+        super().__init__()
+        self.paths = paths
+        self.cache = Cache(paths.cache)
+        self.needs = Needs()
+        self.augment: list[Augmentation] = []
+        self.copies = 0
+        self.batch_size = 1
+        self.workers = 0
+        self.seed = 0
+        self.dropped: dict[str, str] = {}
+        self._splits: dict[str, list[Item]] | None = None
+
+    # ---- what a subclass answers ----
+
+    def splits(self) -> dict[str, list[Item]]:
+        """The items of "train", "test" and, if the protocol has it, "val"; fetches the data."""
+        raise NotImplementedError
+
+    def read(self, item: Item) -> Shape:
+        """A shape as its file has it: pos, face, label, category."""
+        raise NotImplementedError
+
+    # ---- the same for all ----
+
+    def items(self, split: str) -> list[Item]:
+        """The items of a split, without those that ``prepare`` dropped.
+
+        Raises:
+            UserError: no such split.
+        """
+        if self._splits is None:
+            self._splits = self.splits()
+        if split not in self._splits:
+            raise UserError(
+                f"data set {type(self).__name__} has no split {split!r}: it has "
+                f"{', '.join(self._splits)}."
+            )
+        return [i for i in self._splits[split] if i.name not in self.dropped]
+
+    def has(self, split: str) -> bool:
+        try:
+            return bool(self.items(split))
+        except UserError:
+            return False
+
+    def split_checksum(self) -> str:
+        """Checksum of the names in every split, as the results store it."""
+        self.items("train")
+        assert self._splits is not None
+        names = {k: sorted(i.name for i in v) for k, v in sorted(self._splits.items())}
+        return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:16]
+
+    def load(self, item: Item) -> Shape:
+        """A preprocessed shape, without operators.
+
+        Raises:
+            BadShape: see ``Preprocess``.
+        """
+        return self._load(item)[0]
+
+    def _load(self, item: Item) -> tuple[Shape, list[str]]:
+        shape = self.read(item)
+        if shape.is_cloud and not self.clouds:
+            raise BadShape("zero faces")
+        shape.name = item.name
+        if item.category is not None:
+            shape.category = torch.tensor(item.category)
+        return self.process(shape, self.spec.label_on, self.cache)
+
+    def configure(
+        self,
+        needs: Needs,
+        augment: Sequence[Augmentation] = (),
+        copies: int = 0,
+        batch_size: int = 1,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        """What the model and the run ask for.
+
+        Raises:
+            UserError: an augmentation would make cached operators wrong and no copies are asked for.
+        """
+        breaking = [a for a in augment if "operators" not in a.keeps]
+        if breaking and needs.computed and not copies:
+            names = ", ".join(type(a).__name__ for a in breaking)
+            asked = ", ".join(n.family for n in needs.computed)
+            raise UserError(
+                f"augmentation {names} changes the geometry that {asked} was computed from: set "
+                "augment.copies=n for n prepared copies of each shape, or leave it out."
+            )
+        self.needs = needs
+        self.augment = list(augment)
+        self.copies = copies if breaking and needs.computed else 0
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+
+    def dataset(self, split: str, train: bool = False, perturb: Sequence[Any] = ()) -> ShapeDataset:
+        return ShapeDataset(self, self.items(split), train, perturb)
+
+    def prepare(self, needs: Needs | None = None, splits: Sequence[str] | None = None) -> Report:
+        """Check every shape and compute what is needed, in parallel, into the cache.
+
+        Raises:
+            UserError: a defective shape where ``on_defect`` is "raise", or nothing is left.
+        """
+        if needs is not None:
+            self.needs = needs
+        self.items("train")
+        assert self._splits is not None
+        work = [
+            (item, split == "train")
+            for split, items in self._splits.items()
+            if splits is None or split in splits
+            for item in items
+        ]
+        start = time.perf_counter()
+        report = Report()
+        for (item, _), result in zip(work, self._prepared(work), strict=True):
+            report.add(item.name, *result)
+            if result[3] and self.process.on_defect == "raise":
+                raise UserError(
+                    f"shape {item.name} of {type(self).__name__}: {result[3]}; mend the file, or "
+                    "set data.on_defect=drop or repair."
+                )
+        report.seconds = time.perf_counter() - start
+        self.dropped = dict(report.dropped)
+        for name, reason in report.dropped.items():
+            log.warning("dropped %s: %s", name, reason)
+        if self._splits and not any(self.items(s) for s in self._splits):
+            raise UserError(
+                f"no usable shape in {type(self).__name__}: every one was dropped (first: "
+                f"{next(iter(report.dropped.items()), ('', ''))[1]})."
+            )
+        return report
+
+    def _prepared(self, work: list[tuple[Item, bool]]) -> Iterator[Any]:
+        from geodl.progress import track
+
+        # Starting processes costs seconds: they are started when the rest would take longer here.
+        start, done = time.perf_counter(), 0
+        jobs = track((prepare_item(self, *w) for w in work), len(work), "prepare")
+        for result in jobs:
+            yield result
+            done += 1
+            spent = time.perf_counter() - start
+            if spent > 3.0 and spent / done * (len(work) - done) > 20.0 and _cores() > 1:
+                break
+        rest = work[done:]
+        if not rest:
+            return
+        context = multiprocessing.get_context("spawn")
+        trainer, self.trainer = self.trainer, None
+        try:
+            with ProcessPoolExecutor(_cores(), context, _start_worker, (self,)) as pool:
+                jobs = pool.map(_worker_item, rest, chunksize=4)
+                yield from track(jobs, len(rest), "prepare")
+        finally:
+            self.trainer = trainer
+
+    # ---- loaders ----
+
+    def train_batches(self, shuffle: bool = True) -> DataLoader[Shape]:
+        dataset = self.dataset("train", train=shuffle)
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batches = EpochBatches(len(dataset), self.batch_size, self.seed, shuffle, rank, world)
+        return self._loader(dataset, batches)
+
+    def train_dataloader(self) -> DataLoader[Shape]:
+        return self.train_batches()
+
+    def batches(self, split: str, perturb: Sequence[Any] = ()) -> DataLoader[Shape]:
+        """Evaluation batches, in order, without augmentation."""
+        dataset = self.dataset(split, perturb=perturb)
+        return self._loader(dataset, EpochBatches(len(dataset), self.batch_size, 0, False))
+
+    def _loader(self, dataset: ShapeDataset, batches: EpochBatches) -> DataLoader[Shape]:
+        return DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=ShapeBatch.pack,
+            num_workers=self.workers,
+            persistent_workers=self.workers > 0,
+        )
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_data: ShapeData
+
+
+def _start_worker(data: ShapeData) -> None:
+    global _data
+    _data = data
+    torch.set_num_threads(1)
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+
+
+def _worker_item(work: tuple[Item, bool]) -> Any:
+    return prepare_item(_data, *work)
+
+
+def prepare_item(data: ShapeData, item: Item, train: bool) -> tuple[int, int, list[str], str | None]:
+    """Hits, misses, what was mended, and why the shape was dropped (or None)."""
+    hits, misses = data.cache.hits, data.cache.misses
+    mended: list[str] = []
+    try:
+        shape, mended = data._load(item)  # pyright: ignore[reportPrivateUsage]
+        dataset = ShapeDataset(data, [item], train)
+        copies = range(data.copies) if train and data.copies else [0]
+        if data.needs.computed:
+            for copy in copies:
+                dataset.with_operators(shape, item, copy)
+    except (BadShape, ValueError) as error:
+        return 0, 0, mended, str(error)
+    return data.cache.hits - hits, data.cache.misses - misses, mended, None
+
+
+class ShapeDataset(Dataset[Shape]):
+    """Shapes of one split as the model sees them; indexed by (epoch, index).
+
+    Preprocessed shapes with their operators stay in memory once loaded.
+    """
+
+    def __init__(
+        self, data: ShapeData, items: list[Item], train: bool, perturb: Sequence[Any] = ()
+    ) -> None:
+        self.data = data
+        self.items = items
+        self.train = train
+        self.perturb = list(perturb)
+        self.kept: dict[tuple[int, int], Shape] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: tuple[int, int]) -> Shape:
+        epoch, index = key
+        item, data = self.items[index], self.data
+        rng = np.random.default_rng([data.seed, epoch, item_seed(item.name)])
+        copy = int(rng.integers(data.copies)) if self.train and data.copies else 0
+        if (copy, index) not in self.kept:
+            shape = self.data.load(item)
+            for perturb in self.perturb:
+                shape = perturb(
+                    shape,
+                    np.random.default_rng([perturb.seed, item_seed(item.name)]),
+                    data.spec,
+                )
+            self.kept[copy, index] = self.with_operators(shape, item, copy)
+        shape = self.kept[copy, index]
+        points = data.needs.find(Points)
+        if points and not data.needs.computed:
+            shape = sampled(shape, points.n, data.spec.label_on, rng if self.train else None)
+        if self.train:
+            for augment in data.augment:
+                if "operators" in augment.keeps or not data.copies:
+                    shape = augment(shape, rng, data.spec.up)
+        return shape
+
+    def with_operators(self, shape: Shape, item: Item, copy: int) -> Shape:
+        """One prepared copy: points drawn once where operators are needed, augmentations that would
+        spoil operators applied before these are computed."""
+        data = self.data
+        points = data.needs.find(Points)
+        if points and data.needs.computed:
+            shape = sampled(shape, points.n, data.spec.label_on, None)
+        if self.train and data.copies:
+            rng = np.random.default_rng([data.seed, copy, item_seed(item.name)])
+            for augment in data.augment:
+                if "operators" not in augment.keeps:
+                    shape = augment(shape, rng, data.spec.up)
+        return attach(shape, data.needs, data.process.backend, data.cache)
+
+
+class EpochBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index), shuffled by (seed, epoch) alone.
+
+    ``batch_size`` is the global one; each of ``world`` processes takes its share. A last batch of a
+    single shape joins the one before: BatchNorm cannot take it.
+    """
+
+    def __init__(
+        self, n: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1
+    ) -> None:
+        self.n = n
+        self.size = max(1, batch_size // world)
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def _batches(self) -> list[list[int]]:
+        order = np.arange(self.n)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
+            order = np.resize(order, -(-self.n // self.world) * self.world)
+        mine: list[int] = order[self.rank :: self.world].tolist()
+        batches = [mine[i : i + self.size] for i in range(0, len(mine), self.size)]
+        if self.shuffle and len(batches) > 1 and len(batches[-1]) == 1 and self.size > 1:
+            batches[-2] += batches.pop()
+        return batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in self._batches():
+            yield [(self.epoch, i) for i in batch]
+
+    def __len__(self) -> int:
+        return len(self._batches())
+
+
+# ---- splits ----
+
+
+def checked_in_split(name: str) -> dict[str, list[str]]:
+    """A split list of ``geodl/data/splits``, verified against the checksum it carries."""
+    path = SPLITS / f"{name}.json"
+    stored = json.loads(path.read_text())
+    lists: dict[str, list[str]] = stored["splits"]
+    if list_checksum(lists) != stored["sha256"]:
+        raise UserError(f"{path} does not match its own checksum: restore the file.")
+    return lists
+
+
+def list_checksum(lists: dict[str, list[str]]) -> str:
+    return hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
+
+
+def split_by_class(
+    names: dict[str, list[str]], train: int, seed: int
+) -> dict[str, list[tuple[str, str]]]:
+    """``train`` names of every class for training, the rest for testing: (class, name) pairs."""
+    rng = np.random.default_rng(seed)
+    result: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
+    for cls in sorted(names):
+        pool = sorted(names[cls])
+        order = rng.permutation(len(pool))
+        for rank, i in enumerate(order):
+            result["train" if rank < train else "test"].append((cls, pool[i]))
+    return {k: sorted(v) for k, v in result.items()}
+
+
+def plain(process: Preprocess) -> dict[str, Any]:
+    return asdict(process)
+
+
+def edges_of(face: Tensor) -> tuple[Tensor, Tensor]:
+    """Undirected edges (e 2) in MeshCNN's order and the edges (f 3) of every face."""
+    edge, face_edge = unique_edges(face.numpy())
+    return torch.from_numpy(edge), torch.from_numpy(face_edge)

@@ -1,0 +1,1 @@
+"""One file per architecture. Copy the shortest one (point_mlp.py) to begin your own."""

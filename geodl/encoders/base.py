@@ -1,0 +1,100 @@
+"""The call that every architecture answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from geodl.errors import UserError
+from geodl.shape import ShapeBatch
+from geodl.spec import DataSpec, Needs, Out
+
+
+@dataclass
+class Encoding:
+    """What an encoder returns: rows where it was asked for them, and losses of its own.
+
+    vertex (n c) | edge (e c) | face (f c) | whole (b c) | losses: name -> scalar
+    """
+
+    vertex: Tensor | None = None
+    edge: Tensor | None = None
+    face: Tensor | None = None
+    whole: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    def at(self, out: Out) -> Tensor:
+        value: Tensor | None = getattr(self, out)
+        if value is None:
+            raise ValueError(f"the encoder returned nothing at {out!r}")
+        return value
+
+
+class Encoder(nn.Module):
+    """Base of all architectures.
+
+    A subclass is built as ``encoder(in_channels, spec, out, **its own options)`` and builds only
+    the branch that ``out`` asks for. It sets ``channels`` (columns of what it returns) and, if it
+    reads geometry, ``needs``.
+
+    Class attributes:
+        outputs: the values of ``out`` it can answer.
+        symmetries: what its output does not depend on ("permutation", "rotation", "translation"),
+            declared here and tested for every encoder; rotation is understood for features that
+            do not turn with the shape.
+
+    Raises:
+        UserError: ``out`` is not among ``outputs``.
+    """
+
+    outputs: ClassVar[tuple[Out, ...]] = ("vertex", "edge", "face", "whole")
+    symmetries: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    channels: int
+    needs: Needs
+
+    def __init__(self, in_channels: int, spec: DataSpec, out: Out) -> None:
+        super().__init__()
+        if out not in self.outputs:
+            able = " or ".join(self.outputs)
+            raise UserError(
+                f"encoder {type(self).__name__} gives one answer per {able}, but this task needs "
+                f"one per {out}: choose another encoder (geodl mode=list) or another task."
+            )
+        self.in_channels = in_channels
+        self.out: Out = out
+        self.needs = Needs()
+
+    def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
+        """Features (n in_channels) on the vertices of the batch -> Encoding with ``out`` filled."""
+        raise NotImplementedError
+
+    def elements(self, x: Tensor, batch: ShapeBatch) -> Encoding:
+        """Vertex rows (n c) as the encoding at ``out``: averaged over the corners of each face or
+        the ends of each edge. Where surface samples stand in for vertices (``Points``), every
+        element takes the row of its nearest sample."""
+        if "carry" in batch.ops:
+            rows = x[batch.ops.carry]
+        elif self.out == "vertex":
+            rows = x
+        elif self.out == "face":
+            rows = x[batch.face].mean(dim=1)
+        else:
+            rows = x[batch.ops.edge].mean(dim=1)
+        return Encoding(**{self.out: rows})
+
+
+def mlp(
+    widths: tuple[int, ...] | list[int], norm: bool = True, dropout: float = 0.0
+) -> nn.Sequential:
+    """Linear (+ BatchNorm) + ReLU (+ dropout) for each step of ``widths``."""
+    layers: list[nn.Module] = []
+    for i, o in zip(widths[:-1], widths[1:], strict=True):
+        layers.append(nn.Linear(i, o))
+        if norm:
+            layers.append(nn.BatchNorm1d(o))
+        layers.append(nn.ReLU(inplace=True))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)

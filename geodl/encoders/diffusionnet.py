@@ -1,0 +1,207 @@
+"""DiffusionNet: learned diffusion on the surface, gradients, and a per-vertex MLP."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from geodl.encoders.base import Encoder, Encoding
+from geodl.errors import UserError
+from geodl.shape import ShapeBatch
+from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Out, Spectrum
+
+# Padding a batch wastes work in proportion to the spread of its sizes, a loop over shapes wastes
+# calls: up to this ratio of padded to real rows, padding is the faster one.
+PADDING = 1.25
+
+
+class SparseApply(torch.autograd.Function):
+    """y = A x for a fixed sparse A: compressed rows forward, compressed rows of A^T backward.
+
+    torch's own sparse product transposes and sorts A in every backward pass, and refuses bfloat16.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        ctx.dtype = x.dtype
+        return (matrix @ x.to(matrix.dtype)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
+        (grad,) = grads
+        matrix: Tensor = ctx.transposed
+        with torch.autocast(grad.device.type, enabled=False):
+            return None, None, (matrix @ grad.contiguous().to(matrix.dtype)).to(ctx.dtype)
+
+
+def _gradient(x: Tensor, batch: ShapeBatch) -> tuple[Tensor, Tensor]:
+    """x and y components (n c) of the gradient of x (n c), both in one sparse product."""
+    if "gradient" not in batch.cache:
+        gx, gy = batch.ops.grad_x, batch.ops.grad_y
+        n = gx.shape[0]
+        shift = torch.tensor([[n], [0]], device=gx.device)
+        both = torch.sparse_coo_tensor(
+            torch.cat([gx.indices(), gy.indices() + shift], 1),
+            torch.cat([gx.values(), gy.values()]),
+            (2 * n, n),
+            is_coalesced=True,
+            check_invariants=False,
+        )
+        rows = both.to_sparse_csr()
+        batch.cache["gradient"] = (rows, rows.t().to_sparse_csr())
+    rows, columns = batch.cache["gradient"]
+    with torch.autocast(x.device.type, enabled=False):
+        both = SparseApply.apply(rows, columns, x)
+    n = x.shape[0]
+    return both[:n], both[n:]
+
+
+def _spectral(x: Tensor, time: Tensor, k: int, batch: ShapeBatch) -> Tensor:
+    """Phi exp(-lambda t) Phi^T M x with one time per channel."""
+    decay = torch.exp(-batch.ops.evals[:, :k, None] * time)
+    if "evecs" not in batch.cache:
+        evecs = batch.ops.evecs[:, :k]
+        weighted = evecs * batch.ops.mass[:, None]
+        if len(batch) * max(batch.sizes) <= PADDING * x.shape[0]:
+            batch.cache["evecs"] = (batch.padded(evecs)[0], batch.padded(weighted)[0])
+        else:
+            batch.cache["evecs"] = (evecs.split(batch.sizes), weighted.split(batch.sizes))
+    evecs, weighted = batch.cache["evecs"]
+    if isinstance(evecs, Tensor):
+        rows, _ = batch.padded(x)
+        return batch.unpadded(evecs @ (decay * (weighted.mT @ rows)))
+    return torch.cat(
+        [
+            phi @ (d * (w.mT @ part))
+            for phi, w, d, part in zip(evecs, weighted, decay, x.split(batch.sizes), strict=True)
+        ]
+    )
+
+
+def _implicit(x: Tensor, time: Tensor, batch: ShapeBatch) -> Tensor:
+    """(M + t L)^-1 M x with one time per channel, one dense solve per shape and channel."""
+    lap, mass = batch.ops.lap, batch.ops.mass
+    if "lap" not in batch.cache:
+        dense = []
+        start = 0
+        index, value = lap.indices(), lap.values()
+        for size in batch.sizes:
+            keep = (index[0] >= start) & (index[0] < start + size)
+            block = x.new_zeros((size, size), dtype=value.dtype)
+            block[index[0, keep] - start, index[1, keep] - start] = value[keep]
+            dense.append(block)
+            start += size
+        batch.cache["lap"] = dense
+    parts = []
+    for block, m, part in zip(
+        batch.cache["lap"], mass.split(batch.sizes), x.split(batch.sizes), strict=True
+    ):
+        system = torch.diag(m) + time.to(block)[:, None, None] * block
+        right = (m[:, None] * part.to(block)).T[:, :, None]
+        solution = torch.cholesky_solve(right, torch.linalg.cholesky(system))
+        parts.append(solution[:, :, 0].T.to(x.dtype))
+    return torch.cat(parts)
+
+
+class Block(nn.Module):
+    """Diffusion, gradient features, per-vertex MLP, skip connection."""
+
+    def __init__(
+        self, width: int, dropout: float, diffusion: str, gradient: bool, rotation: bool, k: int
+    ) -> None:
+        super().__init__()
+        self.diffusion = diffusion
+        self.k = k
+        self.time = nn.Parameter(torch.zeros(width))
+        self.real = nn.Linear(width, width, bias=False) if gradient else None
+        self.imaginary = nn.Linear(width, width, bias=False) if gradient and rotation else None
+        inner = 3 * width if gradient else 2 * width
+        layers: list[nn.Module] = [nn.Linear(inner, width), nn.ReLU()]
+        for last in (False, True):
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            layers.append(nn.Linear(width, width))
+            if not last:
+                layers.append(nn.ReLU())
+        self.mlp = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor, batch: ShapeBatch) -> Tensor:
+        # Times below 1e-8 are set to it, not only read so: the optimiser must not walk away.
+        with torch.no_grad():
+            self.time.clamp_(min=1e-8)
+        if self.diffusion == "spectral":
+            diffused = _spectral(x, self.time, self.k, batch)
+        else:
+            diffused = _implicit(x, self.time, batch)
+        parts = [x, diffused]
+        if self.real is not None:
+            gx, gy = _gradient(diffused, batch)
+            bx, by = self.real(gx), self.real(gy)
+            if self.imaginary is not None:
+                bx, by = bx - self.imaginary(gy), by + self.imaginary(gx)
+            parts.append(torch.tanh(gx * bx + gy * by))
+        return x + self.mlp(torch.cat(parts, dim=1))
+
+
+class DiffusionNet(Encoder):
+    """Diffuses features over the surface for learned times; independent of the triangulation.
+
+    Paper: Sharp, Attaiki, Crane, Ovsjanikov: DiffusionNet: Discretization Agnostic Learning on
+    Surfaces, ACM TOG 2022. https://arxiv.org/abs/2012.00888
+    Differs: nothing known in the definition. The authors' last linear layer is the task's head;
+    averages (over faces, or over the surface by area) commute with it. Parameters, head included:
+    118,750 (width 64, HKS, 30 classes), 464,008 (width 128, HKS, 8 parts). No normalisation layers.
+    A batch of several meshes is packed, where the authors take one mesh at a time.
+
+    Args:
+        width: channels of the blocks.
+        blocks: number of blocks.
+        k_eig: eigenpairs for the spectral diffusion.
+        dropout: probability inside the MLPs (the authors: 0.5 for segmentation, 0 for SHREC11).
+        diffusion: "spectral" (truncated eigenbasis) or "implicit" (one backward Euler step, dense
+            solve per channel: small meshes only; needs no eigenpairs).
+        gradient: use gradient features.
+        rotation: let them rotate the gradients (needs consistently oriented normals).
+    """
+
+    symmetries = frozenset({"permutation", "rotation", "translation"})
+
+    def __init__(
+        self,
+        in_channels: int,
+        spec: DataSpec,
+        out: Out,
+        width: int = 128,
+        blocks: int = 4,
+        k_eig: int = 128,
+        dropout: float = 0.5,
+        diffusion: Literal["spectral", "implicit"] = "spectral",
+        gradient: bool = True,
+        rotation: bool = True,
+    ) -> None:
+        super().__init__(in_channels, spec, out)
+        if diffusion not in ("spectral", "implicit"):
+            raise UserError(
+                f"encoder.diffusion={diffusion} is not known: choose spectral or implicit."
+            )
+        self.needs = Needs.of(
+            Spectrum(k_eig) if diffusion == "spectral" else Laplacian(),
+            Gradient() if gradient else None,
+            Mass(),
+        )
+        self.first = nn.Linear(in_channels, width)
+        self.blocks = nn.ModuleList(
+            Block(width, dropout, diffusion, gradient, rotation, k_eig) for _ in range(blocks)
+        )
+        self.channels = width
+
+    def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
+        x = self.first(x)
+        for block in self.blocks:
+            x = block(x, batch)
+        if self.out == "whole":
+            return Encoding(whole=batch.mean(x, batch.ops.mass))
+        return self.elements(x, batch)

@@ -1,0 +1,8 @@
+"""The one error type whose message is meant for the person at the keyboard."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake the user can mend: one sentence that names the file, key or shape, what was
+    expected and what to do. The command line prints it without a traceback and exits with 2."""

@@ -1,0 +1,113 @@
+"""The callback that writes a run down: metrics.csv, last.ckpt, best.ckpt, lines of progress."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+
+from geodl.data.base import ShapeData
+from geodl.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+
+class History(L.Callback):
+    """After every epoch: evaluate the selection split, append to metrics.csv, save checkpoints.
+
+    metrics.csv is cut back to the epoch that is resumed from. Checkpoints are written beside their
+    place and moved there. best.ckpt exists where selection is on "val" or "test".
+    """
+
+    def __init__(self, folder: Path, meta: dict[str, Any], select: str) -> None:
+        self.folder = folder
+        self.meta = meta
+        self.select = select
+        self.best: float | None = None
+        self.best_epoch = -1
+        self.rows: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.clock = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "rows": self.rows,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+        self.best_epoch = state_dict["best_epoch"]
+        self.rows = state_dict["rows"]
+        self.seconds = state_dict["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["geodl"] = self.meta
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.clock = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        task = cast(Task, pl_module)
+        data = cast(ShapeData, cast(Any, trainer).datamodule)
+        row: dict[str, float] = {"epoch": float(trainer.current_epoch)}
+        row |= {f"train/{k}": v for k, v in task.epoch_scores().items()}
+        optimizer = trainer.optimizers[0] if trainer.optimizers else None
+        if optimizer is not None:
+            row["lr"] = float(optimizer.param_groups[0]["lr"])
+        split = "test" if self.select == "test" else "val"
+        better = False
+        if (split == "val" and data.has("val")) or self.select == "test":
+            context = cast(Any, trainer.strategy.precision_plugin).forward_context
+            scores = task.evaluate(data.batches(split), context).scores
+            row |= {f"{split}/{k}": v for k, v in scores.items()}
+            if self.select == split:
+                better = self.best is None or scores["acc"] > self.best
+                if better:
+                    self.best, self.best_epoch = scores["acc"], trainer.current_epoch
+        row["seconds"] = time.perf_counter() - self.clock
+        self.seconds += row["seconds"]
+        self.rows.append(row)
+        pl_module.log_dict({k: v for k, v in row.items() if k != "epoch"}, rank_zero_only=True)
+        self._save(trainer, "last.ckpt")
+        if better:
+            self._save(trainer, "best.ckpt")
+        if trainer.is_global_zero:
+            self.write_csv()
+            if not sys.stderr.isatty():
+                log.info(
+                    "epoch %d/%d  %s",
+                    trainer.current_epoch + 1,
+                    trainer.max_epochs,
+                    "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
+                )
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        part = self.folder / f".{name}.part"
+        trainer.save_checkpoint(part)
+        if trainer.is_global_zero:
+            os.replace(part, self.folder / name)
+
+    def write_csv(self) -> None:
+        """All epochs so far; columns in order of first appearance."""
+        columns = list(dict.fromkeys(k for row in self.rows for k in row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {k: int(v) if k == "epoch" else f"{v:.6g}" for k, v in row.items()} for row in self.rows
+        )
+        part = self.folder / ".metrics.csv.part"
+        part.write_text(text.getvalue())
+        os.replace(part, self.folder / "metrics.csv")

@@ -1,0 +1,101 @@
+"""Metrics that torchmetrics does not have: the conventions of two shape benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class PartIoU(Metric):
+    """ShapeNetPart's mean IoU.
+
+    The arg-max is restricted to the parts of the shape's true class; a part that is absent from
+    both prediction and truth counts as IoU 1; a shape's IoU is the mean over the parts of its
+    class. ``instance``: mean over shapes; ``class``: mean over classes of their shapes' means.
+    """
+
+    full_state_update = False
+
+    def __init__(self, category_parts: tuple[tuple[int, ...], ...]) -> None:
+        super().__init__()
+        self.category_parts = category_parts
+        n = len(category_parts)
+        self.add_state("total", torch.zeros(n), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(n), dist_reduce_fx="sum")
+        self.total: Tensor
+        self.count: Tensor
+
+    def restrict(self, logits: Tensor, category: int) -> Tensor:
+        """Predicted parts (m) among those of the class."""
+        parts = torch.tensor(self.category_parts[category], device=logits.device)
+        return parts[logits[:, parts].argmax(1)]
+
+    def update(self, logits: Tensor, label: Tensor, category: int) -> None:
+        """One shape: logits (m parts), label (m), its class."""
+        predicted = self.restrict(logits, category)
+        ious = []
+        for part in self.category_parts[category]:
+            a, b = predicted == part, label == part
+            union = (a | b).sum()
+            ious.append((a & b).sum() / union if union > 0 else torch.ones_like(self.total[0]))
+        self.total[category] += torch.stack(ious).mean()
+        self.count[category] += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        seen = self.count > 0
+        by_class = self.total[seen] / self.count[seen]
+        return {
+            "instance_miou": self.total.sum() / self.count.sum(),
+            "class_miou": by_class.mean(),
+        }
+
+
+class BodyAccuracy(Metric):
+    """The three accuracies of the human-body benchmark, all from one prediction per face.
+
+    face: share of faces whose predicted part is the true one (a face's true part is the majority of
+    its three edges' labels, the smallest on a tie). For the edges, the prediction is the arg-max of
+    the mean probability of the faces at the edge. hard edge: share of edges whose predicted part is
+    the edge's label. soft edge: MeshCNN's measure: a prediction counts if it is among the labels of
+    the edge's neighbourhood, edges weigh by area (a third of the faces' area at the edge), and the
+    result is the mean over meshes.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("face", "faces", "hard", "edges", "soft", "meshes"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        logits: Tensor,
+        label: Tensor,
+        edge_face: Tensor,
+        edge_label: Tensor,
+        edge_soft: Tensor,
+        edge_area: Tensor,
+    ) -> None:
+        """One mesh: logits (f parts), label (f), edge_face (e 2), edge_label (e), edge_soft
+        (e parts) true where the part is allowed, edge_area (e)."""
+        state: Any = self
+        state.face += (logits.argmax(1) == label).sum()
+        state.faces += len(label)
+        edge = logits.softmax(1)[edge_face].mean(1).argmax(1)
+        state.hard += (edge == edge_label).sum()
+        state.edges += len(edge)
+        allowed = edge_soft.gather(1, edge[:, None])[:, 0] > 0
+        state.soft += (allowed * edge_area).sum() / edge_area.sum()
+        state.meshes += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        return {
+            "face_acc": state.face / state.faces,
+            "hard_edge_acc": state.hard / state.edges,
+            "soft_edge_acc": state.soft / state.meshes,
+        }

@@ -1,0 +1,132 @@
+"""Content-addressed cache of geometry: the same arrays and parameters are computed once.
+
+One file per (family, key): safetensors, written beside its place and moved there, so a reader sees
+a whole file or none. A file that cannot be read is computed again, and that is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from filelock import FileLock
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from geodl.ops.geometry import Geometry
+from geodl.spec import Need
+
+log = logging.getLogger(__name__)
+OPS_VERSION = 1  # part of every key: raise it when a function in ops changes its result
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def digest(*parts: Any) -> str:
+    """blake2b of arrays (type, shape and bytes) and of the text of everything else."""
+    state = hashlib.blake2b(digest_size=20)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            state.update(f"{part.dtype}{part.shape}".encode())
+            state.update(np.ascontiguousarray(part).tobytes())
+        else:
+            state.update(repr(part).encode())
+        state.update(b"\0")
+    return state.hexdigest()
+
+
+def compute(need: Need, geometry: Geometry) -> Arrays:
+    """Answer one request: float64 inside, float32 (and int32 indices) in the result.
+
+    A matrix becomes two arrays, ``name.index`` (2 nnz) and ``name.value`` (nnz), row by row.
+    """
+    module, name = need.function.split(":")
+    result = getattr(importlib.import_module(module), name)(geometry, *astuple(need))
+    arrays: Arrays = {}
+    for field, kind in need.fields.items():
+        value = result[field]
+        if kind == "matrix":
+            coo = sp.csr_matrix(value).sorted_indices().tocoo()
+            arrays[f"{field}.index"] = np.stack([coo.row, coo.col]).astype(np.int32)
+            arrays[f"{field}.value"] = coo.data.astype(np.float32)
+        else:
+            arrays[field] = np.ascontiguousarray(value, np.float32)
+    return arrays
+
+
+class Cache:
+    """Files below one folder; ``hits`` and ``misses`` count since creation."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        self.hits = 0
+        self.misses = 0
+
+    def need(self, need: Need, geometry: Geometry) -> Arrays:
+        """The arrays of one request for one shape, from the cache or computed now."""
+        key = digest(
+            geometry.pos.astype(np.float32),
+            geometry.face.astype(np.int32),
+            geometry.backend,
+            astuple(need),
+        )
+        return self.get(need.family, key, lambda: compute(need, geometry))
+
+    def get(self, family: str, key: str, make: Callable[[], Arrays]) -> Arrays:
+        """The arrays stored under (family, key), made by ``make`` on a miss."""
+        path = self.folder / f"v{OPS_VERSION}" / family / key[:2] / f"{key}.safetensors"
+        arrays = self._read(path)
+        if arrays is not None:
+            self.hits += 1
+            return arrays
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):
+            arrays = self._read(path)  # another process may have made it while this one waited
+            if arrays is None:
+                arrays = make()
+                self.misses += 1
+                part = path.with_suffix(f".{os.getpid()}.part")
+                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part)
+                os.replace(part, path)
+            else:
+                self.hits += 1
+        path.with_suffix(".lock").unlink(missing_ok=True)
+        return arrays
+
+    @staticmethod
+    def _read(path: Path) -> Arrays | None:
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, OSError, ValueError) as error:
+            log.warning("cache file %s cannot be read (%s): computing it again", path, error)
+            return None
+
+    def size(self) -> dict[str, tuple[int, int]]:
+        """Family -> (files, bytes) on disk, every version of the operators."""
+        sizes: dict[str, tuple[int, int]] = {}
+        for path in self.folder.glob("v*/*/*/*.safetensors"):
+            family = f"{path.parts[-4]}/{path.parts[-3]}"
+            files, size = sizes.get(family, (0, 0))
+            sizes[family] = (files + 1, size + path.stat().st_size)
+        return sizes
+
+    def clean(self, what: str) -> int:
+        """Remove a family ("spectrum"), the files of old versions ("old") or "all"; bytes freed."""
+        freed = 0
+        for path in self.folder.glob("v*/*/*/*"):
+            version, family = path.parts[-4], path.parts[-3]
+            if what in ("all", family) or (what == "old" and version != f"v{OPS_VERSION}"):
+                freed += path.stat().st_size
+                path.unlink(missing_ok=True)
+        return freed

@@ -1,0 +1,208 @@
+"""The identity and memory of runs: config hash, run folder, result.json, ledger, provenance.
+
+Nothing here imports torch, so that a finished run is skipped in a blink.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from geodl.errors import UserError
+
+log = logging.getLogger(__name__)
+
+# What does not change what is trained. Everything else is part of a run's identity.
+NOT_HASHED = (
+    "seed mode debug figures logger workers test paths force ckpt input output clean allow".split()
+)
+NOT_HASHED_TRAINER = ("accelerator", "devices", "strategy", "num_nodes")
+FORMAT = 1  # of checkpoints and result.json
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a config that the hash covers, resolved, without empty values.
+
+    Empty values are left out so that a new option that is off by default does not rename old runs.
+    Files and folders that the user names enter by content.
+    """
+    cfg = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
+    cfg.paths = {key: f"<{key}>" for key in cfg.paths}
+    plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    for key in NOT_HASHED:
+        plain.pop(key, None)
+    trainer = plain.get("trainer") or {}
+    plain["trainer"] = {k: v for k, v in trainer.items() if k not in NOT_HASHED_TRAINER}
+    for key in ("weights", "init"):
+        if plain.get(key):
+            plain[key] = fingerprint(Path(plain[key]))
+    folder = (plain.get("data") or {}).get("folder")
+    if folder:
+        plain["data"]["folder"] = fingerprint(Path(folder))
+    return _dense(plain)
+
+
+def _dense(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        inner = {k: _dense(v) for k, v in cast("Mapping[str, Any]", value).items()}
+        return {k: v for k, v in inner.items() if v is not None and v != {} and v != []}
+    if isinstance(value, list):
+        return [_dense(v) for v in cast("list[Any]", value)]
+    return value
+
+
+def run_hash(cfg: DictConfig) -> str:
+    """Eight hex digits of the identity."""
+    text = json.dumps(identity(cfg), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+
+
+def fingerprint(path: Path) -> str:
+    """blake2b of a file, or of the names and contents of a folder's files."""
+    path = path.expanduser()
+    if not path.exists():
+        raise UserError(f"{path} does not exist: give an existing file or folder.")
+    state = hashlib.blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    for file in files:
+        if path.is_dir():
+            state.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as stream:
+            state.update(hashlib.file_digest(stream, "blake2b").digest())
+    return state.hexdigest()
+
+
+def component(cfg: DictConfig, slot: str) -> str:
+    """Name of the class in a slot, in lower case."""
+    return str(cfg[slot]["_target_"]).rsplit(".", 1)[-1].lower()
+
+
+def run_folder(cfg: DictConfig) -> Path:
+    """outputs/<task>/<data>/<encoder>/<hash8>-s<seed>"""
+    names = [component(cfg, slot) for slot in ("task", "data", "encoder")]
+    return Path(cfg.paths.outputs, *names, f"{run_hash(cfg)}-s{cfg.seed}").expanduser()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """A run's result.json, or None if there is none that can be read."""
+    try:
+        return json.loads((folder / "result.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+
+
+def finished(cfg: DictConfig) -> tuple[Path, dict[str, Any]] | None:
+    """Where a finished run with this identity and seed is recorded, and its result.
+
+    The run folder comes first, then the ledger, which other machines may have filled.
+    """
+    folder = run_folder(cfg)
+    result = read_result(folder)
+    if result is not None and result.get("status") == "done":
+        return folder, result
+    entry = ledger_entry(cfg)
+    if entry.is_file():
+        return entry, json.loads(entry.read_text())
+    return None
+
+
+def ledger_entry(cfg: DictConfig) -> Path:
+    return Path(cfg.paths.ledger, f"{run_hash(cfg)}-s{cfg.seed}.json").expanduser()
+
+
+def to_ledger(folder: Path, ledger: Path) -> Path | None:
+    """Copy a finished run's result, with its evaluations, to the ledger; None if not finished."""
+    result = read_result(folder)
+    if result is None or result.get("status") != "done":
+        return None
+    ledger.mkdir(parents=True, exist_ok=True)
+    entry = ledger / f"{folder.name}.json"
+    write_json(entry, result)
+    return entry
+
+
+def missing_tests(cfg: DictConfig, result: Mapping[str, Any]) -> list[str]:
+    """Test sets that are asked for and not yet in the result."""
+    return [name for name in cfg.test if name not in result.get("eval", {})]
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and see that it can be written to.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written to ({error.strerror}): set paths.outputs to a folder of "
+            "yours."
+        ) from error
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit and machine, as results store them."""
+    packages = ("geodl", "torch", "lightning", "hydra-core", "numpy", "scipy", "potpourri3d")
+    versions: dict[str, str] = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, **commit()}
+
+
+def commit() -> dict[str, Any]:
+    """Commit of the checkout that this module runs from, and whether it is modified."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10
+        )
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        head = git("rev-parse", "HEAD") if git("ls-files", "record.py") else ""
+        dirty = bool(git("status", "--porcelain", "--", str(here), str(here.parent / "configs")))
+    except (OSError, subprocess.TimeoutExpired):
+        return {"commit": None, "dirty": None}
+    return {"commit": head or None, "dirty": dirty if head else None}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1024 * 1024 if sys.platform == "darwin" else 1024), 1)
+
+
+def valid_name(text: str) -> str:
+    """Text as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-") or "unnamed"

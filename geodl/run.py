@@ -1,0 +1,309 @@
+"""The entry point: ``geodl`` = ``python -m geodl``.
+
+    geodl task=segmentation data=human_seg encoder=diffusionnet features=hks seed=0
+    geodl -m encoder=pointnet,diffusionnet seed=0,1,2
+
+Composing, listing, skipping and refusing happen here, without torch; the work is in
+``geodl.modes``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+from geodl import record
+from geodl.errors import UserError
+
+MODES = ("train", "eval", "predict", "prepare", "list")
+log = logging.getLogger("geodl")
+
+
+def config_dir() -> Path:
+    """The folder of YAML groups: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "configs"
+    return inside if inside.is_dir() else here.parent / "configs"
+
+
+def main() -> None:
+    """Run one command line; exit code 0, 1 (a fault of ours) or 2 (a mistake of the user's)."""
+    _log_to_stderr()
+    words = sys.argv[1:]
+    trace = "debug=trace" in words
+    try:
+        if "mode=list" in words:
+            from geodl.listing import show
+
+            sys.stdout.write(show(config_dir()))
+            return
+        sys.exit(_hydra(words))
+    except KeyboardInterrupt:
+        sys.exit("geodl: interrupted; the same command resumes.")
+    except Exception as error:
+        sentence = explain(error)
+        if trace or sentence is None:
+            traceback.print_exc()
+        sys.stderr.write(f"geodl: {sentence or f'{type(error).__name__}: {error}'}\n")
+        sys.exit(2 if sentence else 1)
+
+
+def _hydra(words: list[str]) -> int:
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
+    sweeping = "-m" in words or "--multirun" in words
+    results: list[int] = []
+    if not sweeping:
+        job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
+        job(lambda cfg: results.append(run(cfg)))()
+        return max(results, default=0)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Every job, wherever it runs, leaves one line here for the summary at the end.
+        board = Path(scratch) / "sweep.jsonl"
+        os.environ["GEODL_SWEEP"] = str(board)
+        job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
+        job(_sweep_job)()
+        return _summary(board)
+
+
+def run(cfg: Any) -> int:
+    """One composed config, in this process. Returns the exit code."""
+    _validate(cfg)
+    logging.getLogger("geodl").setLevel(logging.INFO)
+    if cfg.mode == "train" and not cfg.force and _skip(cfg):
+        return 0
+    from geodl import modes
+
+    outcome = getattr(modes, cfg.mode)(cfg)
+    if outcome:
+        sys.stdout.write(outcome if outcome.endswith("\n") else f"{outcome}\n")
+    return 0
+
+
+def _skip(cfg: Any) -> bool:
+    """Whether a finished run makes this one needless; says so."""
+    done = record.finished(cfg)
+    if done is None:
+        return False
+    where, result = done
+    if where.is_dir() and record.missing_tests(cfg, result):
+        return False
+    scores = ", ".join(f"{k} {v:.4f}" for k, v in headline(result).items())
+    sys.stdout.write(f"skipped, finished before: {where} ({scores})\n")
+    return True
+
+
+def headline(result: dict[str, Any]) -> dict[str, float]:
+    """The first metric of every test set of a result."""
+    return {
+        name: next(v for k, v in entry["scores"].items() if k.endswith("acc"))
+        for name, entry in result.get("eval", {}).items()
+    }
+
+
+# ---- sweeps ----
+
+
+def _sweep_job(cfg: Any) -> None:
+    """One job of a sweep: skipped here, or run in a process of its own, so that a crash stays its
+    own. It never raises: the sweep goes on, and the summary tells."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task)
+    entry: dict[str, Any] = {"job": " ".join(overrides), "start": time.time()}
+    try:
+        _validate(cfg)
+        folder = record.run_folder(cfg) if cfg.mode == "train" else None
+        if cfg.mode == "train" and not cfg.force and _skip(cfg):
+            done = record.finished(cfg)
+            assert done is not None
+            entry |= {"status": "skipped", "where": str(done[0]), "eval": headline(done[1])}
+        else:
+            resumed = folder is not None and (folder / "last.ckpt").is_file() and not cfg.force
+            sys.stderr.write(f"\n== {entry['job']}\n")
+            environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
+            command = [sys.executable, "-m", "geodl", *overrides]
+            code = subprocess.run(command, env=environment).returncode
+            if code in (-2, 130):
+                raise KeyboardInterrupt
+            entry["status"] = "failed" if code else "resumed" if resumed else "done"
+            result = record.read_result(folder) if folder else None
+            if result:
+                entry |= {"where": str(folder), "eval": headline(result)}
+    except Exception as error:
+        entry |= {"status": "failed"}
+        sys.stderr.write(f"geodl: {explain(error) or traceback.format_exc()}\n")
+    with Path(os.environ["GEODL_SWEEP"]).open("a") as board:
+        board.write(json.dumps(entry) + "\n")
+
+
+def _summary(board: Path) -> int:
+    if not board.is_file():
+        return 0
+    entries = [json.loads(line) for line in board.read_text().splitlines()]
+    from rich.console import Console
+    from rich.table import Table
+
+    tests = list(dict.fromkeys(name for e in entries for name in e.get("eval", {})))
+    table = Table(title=None)
+    for column in ("job", "status", *tests):
+        table.add_column(column, justify="left" if column in ("job", "status") else "right")
+    for e in entries:
+        scores = [f"{e['eval'][t]:.3f}" if t in e.get("eval", {}) else "" for t in tests]
+        table.add_row(e["job"], e["status"], *scores)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    places = [e["where"] for e in entries if "where" in e]
+    if places:
+        console.print("results and pictures:", highlight=False)
+        for place in dict.fromkeys(places):
+            inside = Path(place, "figures")
+            console.print(f"  {inside if inside.is_dir() else place}", highlight=False, soft_wrap=True)
+    counts = {
+        s: sum(e["status"] == s for e in entries) for s in ("done", "skipped", "resumed", "failed")
+    }
+    console.print(", ".join(f"{n} {s}" for s, n in counts.items()))
+    return 1 if counts["failed"] else 0
+
+
+# ---- mistakes ----
+
+
+def _validate(cfg: Any) -> None:
+    """Scalars that pass composition whatever they are."""
+
+    def integer(key: str, low: int) -> None:
+        value = cfg[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise UserError(f"{key}={value} must be a whole number of {low} or more.")
+
+    if cfg.mode not in MODES:
+        raise UserError(f"mode={cfg.mode} is not known{_near(str(cfg.mode), MODES)}.")
+    for key, low in (("seed", 0), ("epochs", 0), ("batch_size", 1), ("workers", 0)):
+        integer(key, low)
+    if cfg.select not in ("last", "val", "test"):
+        raise UserError(f"select={cfg.select} is not known: choose last, val or test.")
+    for key in ("force", "figures"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key}={cfg[key]} must be true or false.")
+    if cfg.mode == "predict" and not (cfg.ckpt and cfg.input):
+        raise UserError("mode=predict needs ckpt=<a .ckpt file> and input=<a file or folder>.")
+    if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):
+        raise UserError("mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>.")
+    if cfg.ckpt and cfg.mode in ("eval", "predict"):
+        _refuse_overrides()
+
+
+# With a checkpoint, the config is the checkpoint's; only these may be given beside it.
+BESIDE_CKPT = (
+    "mode ckpt input output test trainer paths logger debug figures workers batch_size allow".split()
+)
+
+
+def _refuse_overrides() -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    for override in HydraConfig.get().overrides.task:
+        key = re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
+        if key.split("/")[0] not in BESIDE_CKPT:
+            raise UserError(
+                f"{override} cannot be given together with ckpt=: the checkpoint has its own "
+                f"{key}; leave it out, or train again with it."
+            )
+
+
+def _near(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    choices = ", ".join(sorted(known))
+    return f": did you mean {close[0]}? (one of {choices})" if close else f": choose one of {choices}"
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for a user's mistake; None for a fault of ours."""
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, UserError):
+        return str(error)
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and len(chain) < 8:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    for link in chain:
+        if isinstance(link, UserError):
+            return str(link)
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    if isinstance(error, MissingConfigException):
+        missing = str(error.missing_cfg_file or "")
+        group, _, name = missing.rpartition("/")
+        options = [o for o in (error.options or []) if not o.startswith("_")]
+        if not options and group:
+            folder = config_dir() / group
+            options = sorted(p.stem for p in folder.glob("*.yaml"))
+            options += sorted(f"{p.name}/..." for p in folder.glob("*") if p.is_dir())
+        if options:
+            return f"{group or 'config'}={name} does not exist{_near(name, options)}."
+        return f"{group or 'config'}={name} does not exist: see geodl mode=list."
+    texts = [" ".join(str(link).split()) for link in chain]
+    for text in texts:
+        if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|')", text):
+            key = match.group(1)
+            full = re.search(r"full_key: (\S+)", text)
+            where = full.group(1) if full else key
+            return (
+                f"{where} is not an option{_suggest(where)}; options are set in configs/ (add a new "
+                "one with a + before it)."
+            )
+        if match := re.search(r"Could not override '([^']+)'", text):
+            return f"{match.group(1)} is not an option{_suggest(match.group(1))}."
+        if match := re.search(r"Could not find '([^']+)'", text):
+            return f"{match.group(1)} does not exist: see geodl mode=list."
+    return next((t for t in texts if t), type(error).__name__).split(" full_key:")[0]
+
+
+def _suggest(key: str) -> str:
+    """The closest key of the default config."""
+    try:
+        import yaml
+
+        *parents, last = key.split(".")
+        known: set[str] = set()
+        if parents:
+            for path in (config_dir() / parents[0]).glob("*.yaml"):
+                known |= set(cast("dict[str, Any]", yaml.safe_load(path.read_text()) or {}))
+        else:
+            known = set(yaml.safe_load((config_dir() / "run.yaml").read_text()))
+            known |= {p.name for p in config_dir().iterdir() if p.is_dir()}
+        close = difflib.get_close_matches(last, [str(k) for k in known], 1, 0.6)
+        return f": did you mean {'.'.join([*parents, close[0]])}?" if close else ""
+    except OSError:
+        return ""
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("geodl")
+    if not logger.handlers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

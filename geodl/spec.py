@@ -1,0 +1,211 @@
+"""What parts of geodl tell each other: needs (encoder -> data) and data specification (data -> model).
+
+Everything here is frozen, plain data; nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+from geodl.errors import UserError
+
+# How a field of a shape becomes a field of a batch.
+#   row         one row per vertex, edge, face, ...: concatenated
+#   index       indices of vertices: offset by the vertices before, concatenated
+#   shape       one entry per shape: stacked
+#   matrix      sparse (v v): block diagonal
+Kind = Literal["row", "index", "shape", "matrix"]
+Out = Literal["vertex", "edge", "face", "whole"]
+LabelOn = Literal["vertex", "edge", "face", "whole"]
+
+# The number of eigenpairs that is computed is one of these, whatever is asked for, and it is part
+# of the cache key: bits never depend on what was asked for earlier.
+SPECTRUM_BUCKETS = (32, 64, 128, 256, 512, 1024)
+
+
+@dataclass(frozen=True)
+class Need:
+    """One request to the geometry. Its parameters enter the cache key."""
+
+    function: ClassVar[str] = ""  # "module:name" of the function in geodl.ops that answers it
+    fields: ClassVar[dict[str, Kind]] = {}  # what it adds to Shape.ops and how that batches
+
+    def merge(self, other: Need) -> Need:
+        """The one request that answers both (same class on both sides)."""
+        if self != other:
+            raise UserError(
+                f"{self} and {other} cannot both be had: give the encoder and the features the "
+                "same value."
+            )
+        return self
+
+    @property
+    def family(self) -> str:
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Mass(Need):
+    """Lumped vertex areas, (v)."""
+
+    function: ClassVar[str] = "geodl.ops.laplacian:mass"
+    fields: ClassVar[dict[str, Kind]] = {"mass": "row"}
+
+
+@dataclass(frozen=True)
+class Laplacian(Need):
+    """Weak Laplacian (v v), positive semi-definite, with the vertex areas (v)."""
+
+    function: ClassVar[str] = "geodl.ops.laplacian:laplacian_fields"
+    fields: ClassVar[dict[str, Kind]] = {"lap": "matrix", "mass": "row"}
+
+
+@dataclass(frozen=True)
+class Spectrum(Need):
+    """The first k eigenpairs of the Laplacian, with the vertex areas (v)."""
+
+    k: int = 128
+    function: ClassVar[str] = "geodl.ops.spectrum:spectrum_fields"
+    fields: ClassVar[dict[str, Kind]] = {"evals": "shape", "evecs": "row", "mass": "row"}
+
+    def __post_init__(self) -> None:
+        bucket = next((b for b in SPECTRUM_BUCKETS if b >= self.k), None)
+        if self.k < 1 or bucket is None:
+            raise UserError(
+                f"k_eig={self.k} eigenpairs cannot be had: give 1 to {SPECTRUM_BUCKETS[-1]}."
+            )
+        object.__setattr__(self, "k", bucket)
+
+    def merge(self, other: Need) -> Need:
+        return Spectrum(max(self.k, cast(Spectrum, other).k))
+
+
+@dataclass(frozen=True)
+class Gradient(Need):
+    """Tangent-frame gradient matrices (v v), two of them."""
+
+    function: ClassVar[str] = "geodl.ops.gradient:gradient_fields"
+    fields: ClassVar[dict[str, Kind]] = {"grad_x": "matrix", "grad_y": "matrix"}
+
+
+@dataclass(frozen=True)
+class Normals(Need):
+    """Unit vertex normals; they live in ``Shape.normal`` and rotate with the shape."""
+
+
+@dataclass(frozen=True)
+class Points(Need):
+    """The encoder sees n surface samples in place of the vertices.
+
+    Redrawn every epoch for training, fixed per item for evaluation. Labels stay where they are:
+    ``ops.carry`` says for every labelled element which sample answers for it.
+    """
+
+    n: int = 1024
+
+
+N = TypeVar("N", bound=Need)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A set of requests; the union merges requests of the same kind."""
+
+    requests: tuple[Need, ...] = ()
+
+    @classmethod
+    def of(cls, *requests: Need | None) -> Needs:
+        merged: dict[type[Need], Need] = {}
+        for request in requests:
+            if request is not None:
+                kind = type(request)
+                merged[kind] = merged[kind].merge(request) if kind in merged else request
+        return cls(tuple(sorted(merged.values(), key=repr)))
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs.of(*self.requests, *other.requests)
+
+    def __iter__(self) -> Iterator[Need]:
+        return iter(self.requests)
+
+    def __bool__(self) -> bool:
+        return bool(self.requests)
+
+    def find(self, kind: type[N]) -> N | None:
+        return next((r for r in self.requests if isinstance(r, kind)), None)
+
+    @property
+    def computed(self) -> tuple[Need, ...]:
+        """The requests that a function in ``geodl.ops`` answers and the cache keeps."""
+        return tuple(r for r in self.requests if r.function)
+
+
+@dataclass(frozen=True)
+class Template:
+    """The mesh that registered shapes share: vertices (v 3) and faces (f 3) as nested tuples."""
+
+    pos: tuple[tuple[float, float, float], ...]
+    face: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What a data set tells the model. Stored in the checkpoint as plain data.
+
+    classes         names of the classes of whole shapes (classification)
+    parts           names of the labels of elements (segmentation)
+    label_on        the elements that carry part labels
+    category_parts  which parts each class may have (ShapeNetPart's convention), or empty
+    vertices        number of vertices if it is the same for every item
+    registered      splits whose items are in vertex correspondence
+    up              the vertical axis, "y" or "z"
+    protocol        the name of the split and preparation that a result belongs to
+    """
+
+    classes: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    label_on: LabelOn = "whole"
+    category_parts: tuple[tuple[int, ...], ...] = ()
+    vertices: int | None = None
+    registered: tuple[str, ...] = ()
+    template: Template | None = None
+    up: Literal["y", "z"] = "y"
+    protocol: str = ""
+
+    def to_plain(self) -> dict[str, Any]:
+        return _lists(dataclasses.asdict(self))
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> DataSpec:
+        plain = dict(plain)
+        template = plain.pop("template", None)
+        values = {k: _tuples(v) for k, v in plain.items()}
+        if template is not None:
+            values["template"] = Template(**{k: _tuples(v) for k, v in template.items()})
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One entry of a data set: a name, its class, and whatever the data set needs to load it."""
+
+    name: str
+    category: int | None = None
+    source: Any = field(default=None, compare=False)
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _lists(v) for k, v in cast("dict[str, Any]", value).items()}
+    if isinstance(value, (tuple, list)):
+        return [_lists(v) for v in cast("Iterable[Any]", value)]
+    return value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_tuples(v) for v in cast("list[Any]", value))
+    return value

@@ -1,0 +1,266 @@
+"""What every task has in common: how it is built, trained, measured and stored."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from geodl.encoders.base import Encoder
+from geodl.errors import UserError
+from geodl.features import Feature
+from geodl.schedules import Schedule
+from geodl.shape import ShapeBatch
+from geodl.spec import DataSpec, Needs, Out
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Prediction:
+    """logits (rows classes), one row per shape or labelled element; losses of the encoder."""
+
+    logits: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Setup:
+    """What a task is built from, besides its own options."""
+
+    spec: DataSpec
+    features: Feature
+    encoder: Callable[..., Encoder]
+    optimizer: Callable[..., torch.optim.Optimizer]
+    schedule: Schedule
+    seed: int = 0
+
+
+class NotFinite(UserError):
+    """The loss became NaN or infinite."""
+
+
+class Task(L.LightningModule):
+    """Base of all tasks: features -> encoder -> one linear head.
+
+    A subclass sets ``out`` (where it wants the encoding) and ``outputs`` (columns of the head), and
+    answers ``losses`` and the metric calls.
+    """
+
+    out: Out
+    outputs: int
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.spec = setup.spec
+        self.features = setup.features
+        self.make_optimizer = setup.optimizer
+        self.schedule = setup.schedule
+        self.seed = setup.seed
+        self.encoder = setup.encoder(
+            in_channels=setup.features.channels, spec=setup.spec, out=self.out
+        )
+        self.head = nn.Linear(self.encoder.channels, self.outputs)
+        self.seen = 0  # shapes seen in training, for schedules that count them
+        self.epoch_meters: list[nn.ModuleDict] = []  # in a list: no part of the model's state
+
+    @property
+    def needs(self) -> Needs:
+        return self.features.needs | self.encoder.needs
+
+    # ---- what a subclass answers ----
+
+    def losses(self, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        """Named losses; their sum is minimised."""
+        raise NotImplementedError
+
+    def make_meters(self) -> dict[str, Metric]:
+        """Fresh metrics for one split."""
+        raise NotImplementedError
+
+    def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
+        """Update the metrics with one batch."""
+        raise NotImplementedError
+
+    def scores(self, meters: Any) -> dict[str, float]:
+        """Metrics as numbers by name (accuracies in [0, 1])."""
+        raise NotImplementedError
+
+    def details(self, meters: Any) -> dict[str, Any]:
+        """What a number cannot hold: confusion matrix, per-class table."""
+        return {}
+
+    def fit(self, loader: Iterable[ShapeBatch]) -> None:
+        """Called once before training with the training batches."""
+
+    # ---- prediction ----
+
+    def predict(self, batch: ShapeBatch) -> Prediction:
+        encoding = self.encoder(self.features(batch), batch)
+        return Prediction(self.head(encoding.at(self.out)), encoding.losses)
+
+    def forward(self, batch: ShapeBatch) -> Tensor:
+        return self.predict(batch).logits
+
+    # ---- training ----
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters())
+
+    def on_train_start(self) -> None:
+        self.base_rates = [g.get("initial_lr", g["lr"]) for g in self._optimizer().param_groups]
+        for group, rate in zip(self._optimizer().param_groups, self.base_rates, strict=True):
+            group["initial_lr"] = rate  # stored with the optimiser, so a resumed run finds it
+
+    def on_train_epoch_start(self) -> None:
+        # Every generator starts from (seed, epoch): a resumed run draws what an unbroken one would.
+        state = int(np.random.SeedSequence([self.seed, self.current_epoch]).generate_state(1)[0])
+        torch.manual_seed(state)
+        np.random.seed(state)
+        random.seed(state)
+        self.epoch_meters = [nn.ModuleDict(self.make_meters()).to(self.device)]
+        self.loss_sum: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def on_train_batch_start(self, batch: ShapeBatch, batch_idx: int) -> None:
+        steps = max(1, int(self.trainer.num_training_batches))
+        epoch = self.current_epoch + batch_idx / steps
+        factor = self.schedule.factor(epoch, self.trainer.max_epochs or 1, self.seen)
+        for group, rate in zip(self._optimizer().param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def training_step(self, batch: ShapeBatch, batch_idx: int) -> Tensor:
+        prediction = self.predict(batch)
+        losses = self.losses(prediction, batch)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise NotFinite(
+                f"the loss is {loss.item()} at step {self.global_step} (epoch "
+                f"{self.current_epoch}) for {', '.join(batch.names)}: look at these shapes, or "
+                "lower optim.lr; last.ckpt holds the epoch before."
+            )
+        for name, value in (losses | {"loss": loss}).items():
+            total = self.loss_sum.get(name)
+            self.loss_sum[name] = value.detach() if total is None else total + value.detach()
+        self.steps += 1
+        self.seen += len(batch) * self.trainer.world_size
+        with torch.no_grad():
+            prediction.logits = prediction.logits.detach().float()
+            self.measure(self.epoch_meters[0], prediction, batch)
+        return loss
+
+    def epoch_scores(self) -> dict[str, float]:
+        """Training losses (means over steps) and metrics of the epoch that just ended."""
+        losses = {k: float(v) / max(1, self.steps) for k, v in self.loss_sum.items()}
+        return losses | self.scores(self.epoch_meters[0])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seen"] = self.seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seen = int(checkpoint.get("seen", 0))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+
+    # ---- evaluation: a plain loop, the same for val, test and every named test set ----
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        loader: Iterable[ShapeBatch],
+        precision: Callable[[], Any] | None = None,
+        keep: int = 0,
+    ) -> Evaluation:
+        """Metrics over all batches of a loader, in eval mode; ``keep`` shapes with their logits."""
+        was_training = self.training
+        self.eval()
+        meters = nn.ModuleDict(self.make_meters()).to(self.device)
+        losses: dict[str, float] = {}
+        shapes = 0
+        kept: list[tuple[Any, Tensor]] = []
+        for batch in loader:
+            batch = batch.to(self.device)
+            with precision() if precision else torch.autocast("cpu", enabled=False):
+                prediction = self.predict_eval(batch)
+                prediction.logits = prediction.logits.float()
+                for name, value in self.losses(prediction, batch).items():
+                    losses[name] = losses.get(name, 0.0) + float(value) * len(batch)
+            self.measure(meters, prediction, batch)
+            shapes += len(batch)
+            if len(kept) < keep:
+                for shape, logits in zip(
+                    batch.to("cpu").unpack(), self.split(prediction.logits, batch), strict=True
+                ):
+                    kept.append((shape, logits.cpu()))
+        self.train(was_training)
+        if shapes == 0:
+            raise UserError("this split has no shapes: choose another test set.")
+        scores = {k: v / shapes for k, v in losses.items()}
+        scores["loss"] = sum(scores.values())
+        return Evaluation(
+            scores | self.scores(meters), self.details(meters), shapes, kept[:keep]
+        )
+
+    def predict_eval(self, batch: ShapeBatch) -> Prediction:
+        """``predict``, with whatever a task does at test time only (voting)."""
+        return self.predict(batch)
+
+    def split(self, logits: Tensor, batch: ShapeBatch) -> list[Tensor]:
+        """Logits per shape."""
+        if self.out == "whole":
+            return list(logits.split(1))
+        return list(logits.split(batch.label_sizes))
+
+    # ---- weights ----
+
+    def load_strict(self, state: dict[str, Tensor], source: Path) -> None:
+        """Load a state dict key by key.
+
+        Raises:
+            UserError: keys or shapes differ; it names the first ones.
+        """
+        own = self.state_dict()
+        missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if missing or extra:
+            raise UserError(
+                f"{source} does not fit this model: {_some('it lacks', missing)}"
+                f"{' and ' if missing and extra else ''}{_some('it has unknown', extra)}; choose "
+                "the encoder, features and task it was made with."
+            )
+        for key, value in own.items():
+            if state[key].shape != value.shape:
+                raise UserError(
+                    f"{source} does not fit this model: {key} has shape "
+                    f"{tuple(state[key].shape)}, expected {tuple(value.shape)}; set the encoder's "
+                    "sizes (points, width, ...) to those of the weights."
+                )
+        self.load_state_dict(state)
+
+
+@dataclass
+class Evaluation:
+    """Result of one pass over one test set."""
+
+    scores: dict[str, float]
+    details: dict[str, Any]
+    shapes: int
+    kept: list[tuple[Any, Tensor]]
+
+
+def _some(words: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
+    return f"{words} {', '.join(keys[:2])}{more}"

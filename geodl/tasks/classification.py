@@ -1,0 +1,138 @@
+"""One label per shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from geodl.augment import axis_rotation
+from geodl.errors import UserError
+from geodl.shape import ShapeBatch
+from geodl.tasks.base import Prediction, Setup, Task
+
+
+class Classification(Task):
+    """Cross-entropy on whole shapes.
+
+    Args:
+        label_smoothing: share of the target spread over all classes (torch's definition; the
+            diffusion-net code spreads it over the *other* classes).
+        class_weights: "balanced" weighs every class by the inverse of its frequency in training.
+        votes: at test time, average the probabilities over this many rotations about the vertical.
+    """
+
+    out = "whole"
+
+    def __init__(
+        self,
+        setup: Setup,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | None = None,
+        votes: int = 1,
+    ) -> None:
+        if not setup.spec.classes:
+            raise UserError(
+                "task=classification needs one class per shape, but this data set has none: choose "
+                "task=segmentation or another data set."
+            )
+        if votes < 1:
+            raise UserError(f"task.votes={votes} must be 1 or more.")
+        self.outputs = len(setup.spec.classes)
+        super().__init__(setup)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.votes = votes
+        self.register_buffer("weight", torch.ones(self.outputs), persistent=class_weights is not None)
+        self.weight: Tensor
+
+    def fit(self, loader: Iterable[ShapeBatch]) -> None:
+        if self.class_weights:
+            self.weight.copy_(balanced((b.category for b in loader), self.outputs))
+
+    def losses(self, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        assert batch.category is not None
+        loss = F.cross_entropy(
+            prediction.logits,
+            batch.category,
+            weight=self.weight if self.class_weights else None,
+            label_smoothing=self.label_smoothing,
+        )
+        return {"cross_entropy": loss, **prediction.losses}
+
+    def predict_eval(self, batch: ShapeBatch) -> Prediction:
+        if self.votes == 1:
+            return self.predict(batch)
+        total = torch.zeros(())
+        for vote in range(self.votes):
+            turned = batch.rotated(axis_rotation(self.spec.up, 2 * math.pi * vote / self.votes))
+            total = total + self.predict(turned).logits.softmax(1)
+        return Prediction((total / self.votes).log())
+
+    def make_meters(self) -> dict[str, Metric]:
+        n = self.outputs
+        return {
+            "acc": MulticlassAccuracy(n, average="micro"),
+            "confusion": MulticlassConfusionMatrix(n),
+        }
+
+    def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
+        assert batch.category is not None
+        for meter in meters.values():
+            meter.update(prediction.logits, batch.category)
+
+    def scores(self, meters: Any) -> dict[str, float]:
+        return {
+            "acc": float(meters["acc"].compute()),
+            "class_acc": mean_recall(meters["confusion"].compute()),
+        }
+
+    def details(self, meters: Any) -> dict[str, Any]:
+        return confusion_details(meters["confusion"].compute(), self.spec.classes)
+
+
+def balanced(labels: Iterable[Tensor | None], n: int) -> Tensor:
+    """Weights (n) inversely proportional to how often a label occurs, mean 1 over the examples."""
+    count = torch.zeros(n)
+    for label in labels:
+        assert label is not None
+        count += torch.bincount(label.cpu(), minlength=n)
+    weight = torch.where(count > 0, count.sum() / count.clamp(min=1), torch.zeros(()))
+    return weight / (count > 0).sum()
+
+
+def mean_recall(confusion: Tensor) -> float:
+    """Mean over the classes that occur of the share that was recognised."""
+    total = confusion.sum(1)
+    seen = total > 0
+    return float((confusion.diagonal()[seen] / total[seen]).mean())
+
+
+def confusion_details(confusion: Tensor, names: tuple[str, ...]) -> dict[str, Any]:
+    """Confusion matrix (true rows, predicted columns) and a table per class, as plain data."""
+    matrix = confusion.cpu().tolist()
+    hit = confusion.diagonal()
+    recall = hit / confusion.sum(1)
+    precision = hit / confusion.sum(0)
+    iou = hit / (confusion.sum(0) + confusion.sum(1) - hit)
+    table = [
+        {
+            "name": name,
+            "count": int(confusion[i].sum()),
+            "recall": _number(recall[i]),
+            "precision": _number(precision[i]),
+            "iou": _number(iou[i]),
+        }
+        for i, name in enumerate(names)
+    ]
+    return {"confusion": matrix, "per_class": table}
+
+
+def _number(value: Tensor) -> float | None:
+    return round(float(value), 6) if torch.isfinite(value) else None

@@ -1,0 +1,121 @@
+"""One label per vertex, face or edge."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from geodl.errors import UserError
+from geodl.metrics import BodyAccuracy, PartIoU
+from geodl.shape import ShapeBatch
+from geodl.tasks.base import Prediction, Setup, Task
+from geodl.tasks.classification import balanced, confusion_details
+
+
+class Segmentation(Task):
+    """Cross-entropy on the labelled elements: vertices, faces or edges, as the data set has them.
+
+    Metrics: ``acc`` (share of all elements), ``miou`` (mean over the parts that occur); with parts
+    that depend on the class, ShapeNetPart's ``instance_miou`` and ``class_miou``; with edge labels,
+    ``face_acc``, ``hard_edge_acc``, ``soft_edge_acc`` (see ``geodl.metrics``).
+
+    Args:
+        label_smoothing: share of the target spread over all parts.
+        class_weights: "balanced" weighs every part by the inverse of its frequency in training.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | None = None,
+    ) -> None:
+        if not setup.spec.parts:
+            raise UserError(
+                "task=segmentation needs labels on vertices, faces or edges, but this data set has "
+                "none: choose task=classification or another data set."
+            )
+        self.out = setup.spec.label_on
+        self.outputs = len(setup.spec.parts)
+        super().__init__(setup)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.register_buffer("weight", torch.ones(self.outputs), persistent=class_weights is not None)
+        self.weight: Tensor
+
+    def fit(self, loader: Iterable[ShapeBatch]) -> None:
+        if self.class_weights:
+            self.weight.copy_(balanced((b.label for b in loader), self.outputs))
+
+    def losses(self, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        assert batch.label is not None
+        loss = F.cross_entropy(
+            prediction.logits,
+            batch.label,
+            weight=self.weight if self.class_weights else None,
+            label_smoothing=self.label_smoothing,
+        )
+        return {"cross_entropy": loss, **prediction.losses}
+
+    def make_meters(self) -> dict[str, Metric]:
+        n = self.outputs
+        meters: dict[str, Metric] = {
+            "acc": MulticlassAccuracy(n, average="micro"),
+            "confusion": MulticlassConfusionMatrix(n),
+        }
+        if self.spec.category_parts:
+            meters["parts"] = PartIoU(self.spec.category_parts)
+        return meters | ({"body": BodyAccuracy()} if self.out == "face" else {})
+
+    def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
+        assert batch.label is not None
+        logits = prediction.logits
+        if "parts" in meters:
+            assert batch.category is not None
+            restricted = []
+            for part, label, category in zip(
+                logits.split(batch.label_sizes),
+                batch.label.split(batch.label_sizes),
+                batch.category.tolist(),
+                strict=True,
+            ):
+                meters["parts"].update(part, label, category)
+                restricted.append(meters["parts"].restrict(part, category))
+            predicted = torch.cat(restricted)
+        else:
+            predicted = logits.argmax(1)
+        meters["acc"].update(predicted, batch.label)
+        meters["confusion"].update(predicted, batch.label)
+        if "body" in meters and "edge_label" in batch.ops:
+            names = ("edge_face", "edge_label", "edge_soft", "edge_area")
+            columns = [batch.ops[n].split(batch.row_sizes[n]) for n in names]
+            for part, label, edges in zip(
+                logits.split(batch.label_sizes),
+                batch.label.split(batch.label_sizes),
+                zip(*columns, strict=True),
+                strict=True,
+            ):
+                meters["body"].update(part, label, *edges)
+
+    def scores(self, meters: Any) -> dict[str, float]:
+        confusion = meters["confusion"].compute()
+        hit = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - hit
+        occurs = confusion.sum(1) > 0
+        scores = {
+            "acc": float(meters["acc"].compute()),
+            "miou": float((hit[occurs] / union[occurs]).mean()),
+        }
+        for name in ("parts", "body"):
+            if name in meters and meters[name].update_called:
+                scores |= {k: float(v) for k, v in meters[name].compute().items()}
+        return scores
+
+    def details(self, meters: Any) -> dict[str, Any]:
+        return confusion_details(meters["confusion"].compute(), self.spec.parts)

@@ -1,0 +1,203 @@
+"""Pictures: shapes, galleries, learning curves, confusion matrices. Matplotlib only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from geodl.data.files import atomic
+from geodl.ops.geometry import face_vectors, unit
+
+PLAIN = (0.62, 0.70, 0.80)
+
+
+def palette(n: int) -> NDArray[np.float64]:
+    """n colours (n 3) that can be told apart."""
+    base = np.concatenate(
+        [np.asarray(matplotlib.colormaps[m](range(k)))[:, :3] for m, k in (("tab10", 10), ("Set3", 12))]
+    )
+    if n <= len(base):
+        return base[:n]
+    return np.asarray(matplotlib.colormaps["gist_ncar"](np.linspace(0.03, 0.97, n)))[:, :3]
+
+
+def view(up: str = "y", azimuth: float = 35.0, elevation: float = 18.0) -> NDArray[np.float64]:
+    """Rows: right, up and towards the viewer, for a shape whose vertical axis is ``up``."""
+    a, e = np.deg2rad(azimuth), np.deg2rad(elevation)
+    right = np.array([np.cos(a), 0.0, -np.sin(a)])
+    toward = np.array([np.sin(a) * np.cos(e), np.sin(e), np.cos(a) * np.cos(e)])
+    camera = np.stack([right, np.cross(toward, right), toward])
+    if up == "z":
+        camera = camera @ np.array([[0.0, 1, 0], [0, 0, 1], [1, 0, 0]])
+    return camera
+
+
+def draw(
+    ax: Any,
+    pos: NDArray[Any],
+    face: NDArray[Any],
+    color: NDArray[Any] | None,
+    camera: NDArray[Any],
+    title: str = "",
+    title_color: str = "black",
+) -> None:
+    """One shape: shaded triangles sorted from far to near, or dots. color (v 3), (f 3) or None."""
+    seen = np.asarray(pos, np.float64) @ camera.T
+    seen = seen - (seen.min(0) + seen.max(0)) / 2
+    reach = np.abs(seen[:, :2]).max() * 1.05 + 1e-9
+    if color is None:
+        color = np.tile(PLAIN, (len(pos), 1))
+    if len(face):
+        surface = color[face].mean(1) if len(color) == len(pos) else color
+        normal = unit(face_vectors(seen, np.asarray(face, np.int64)))
+        light = np.abs(normal @ (np.array([0.3, 0.5, 0.8]) / np.linalg.norm([0.3, 0.5, 0.8])))
+        shaded = (surface * (0.45 + 0.55 * light[:, None])).clip(0, 1)
+        order = np.argsort(seen[face][:, :, 2].mean(1))
+        triangles = seen[face][order][:, :, :2]
+        ax.add_collection(
+            PolyCollection(triangles, facecolors=shaded[order], edgecolors=shaded[order], linewidths=0.15)
+        )
+    else:
+        order = np.argsort(seen[:, 2])
+        depth = (seen[order, 2] - seen[:, 2].min()) / (np.ptp(seen[:, 2]) + 1e-9)
+        shaded = (color[order] * (0.45 + 0.55 * depth[:, None])).clip(0, 1)
+        ax.scatter(seen[order, 0], seen[order, 1], s=4, c=shaded, linewidths=0)
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-reach, reach)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    if title:
+        ax.set_title(title, fontsize=8, color=title_color)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as part:
+        figure.savefig(part, format="png", dpi=110, bbox_inches="tight", facecolor="white")
+
+
+def save_shape(
+    pos: NDArray[Any],
+    face: NDArray[Any],
+    color: NDArray[Any] | None,
+    path: Path,
+    title: str,
+    legend: Sequence[str] = (),
+) -> None:
+    """One shape from two sides."""
+    figure = Figure(figsize=(8, 4.2))
+    for i, azimuth in enumerate((30.0, 210.0)):
+        draw(figure.add_subplot(1, 2, i + 1), pos, face, color, view("y", azimuth))
+    figure.suptitle(title)
+    if legend and len(legend) <= 22:
+        _legend(figure, legend)
+    _save(figure, path)
+
+
+def _legend(figure: Figure, names: Sequence[str]) -> None:
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=tuple(c), label=n) for n, c in zip(names, palette(len(names)), strict=True)]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=min(8, len(names)), fontsize=7, frameon=False
+    )
+
+
+def to_vertices(rows: NDArray[Any], index: NDArray[Any], n: int) -> NDArray[np.float64]:
+    """Mean colour at every vertex of the elements (m 3 or m 2 vertices each) around it."""
+    total, count = np.zeros((n, rows.shape[1])), np.zeros(n)
+    for corner in index.T:
+        np.add.at(total, corner, rows)
+        np.add.at(count, corner, 1)
+    return total / np.maximum(count, 1)[:, None]
+
+
+def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
+    """Shapes with their logits: named by predicted class, or coloured by predicted and true part."""
+    if not kept:
+        return
+    whole = kept[0][1].shape[0] == 1
+    camera = view(spec.up)
+    shapes = list(kept)
+    if whole:
+        columns = min(6, len(shapes))
+        rows = -(-len(shapes) // columns)
+        figure = Figure(figsize=(2 * columns, 2.2 * rows))
+        for i, (shape, logits) in enumerate(shapes):
+            guess, truth = int(logits[0].argmax()), int(shape.category)
+            ax = figure.add_subplot(rows, columns, i + 1)
+            right = guess == truth
+            title = spec.classes[guess] if right else f"{spec.classes[guess]} (is {spec.classes[truth]})"
+            draw(ax, shape.pos.numpy(), shape.face.numpy(), None, camera, title,
+                 "darkgreen" if right else "firebrick")
+    else:
+        shapes = shapes[:6]
+        figure = Figure(figsize=(2.1 * len(shapes), 4.6))
+        colors = palette(len(spec.parts))
+        for i, (shape, logits) in enumerate(shapes):
+            guess, truth = logits.argmax(1).numpy(), shape.label.numpy()
+            for row, labels in enumerate((guess, truth)):
+                ax = figure.add_subplot(2, len(shapes), row * len(shapes) + i + 1)
+                title = f"predicted ({(guess == truth).mean():.0%})" if row == 0 else "true"
+                pos, face = shape.pos.numpy(), shape.face.numpy()
+                if "carry" in shape.ops:  # points stand in for the mesh: colour the points
+                    rows_ = np.tile(PLAIN, (len(pos), 1))
+                    rows_[shape.ops.carry.numpy()] = colors[labels]
+                    draw(ax, pos, face, rows_, camera, title)
+                else:
+                    draw(ax, pos, face, colors[labels], camera, title)
+        if len(spec.parts) <= 22:
+            _legend(figure, spec.parts)
+    _save(figure, path)
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path) -> None:
+    """Confusion matrix, rows (true) scaled to one."""
+    counts = np.asarray(matrix, float)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    size = min(14.0, 2.5 + 0.33 * len(names))
+    figure = Figure(figsize=(size, size))
+    ax = figure.add_subplot()
+    image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    if len(names) <= 60:
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+    if len(names) <= 20:
+        for i, j in zip(*np.nonzero(counts), strict=True):
+            ink = "white" if share[i, j] > 0.5 else "black"
+            ax.text(j, i, f"{share[i, j]:.0%}"[:-1], ha="center", va="center", fontsize=6, color=ink)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("true")
+    ax.set_title("share of true class, %", fontsize=9)
+    figure.colorbar(image, fraction=0.046)
+    _save(figure, path)
+
+
+def learning_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Loss, accuracy and learning rate over epochs."""
+    if not rows:
+        return
+    figure = Figure(figsize=(11, 3.2))
+    epochs = [r["epoch"] + 1 for r in rows]
+    for i, metric in enumerate(("loss", "acc", "lr")):
+        ax = figure.add_subplot(1, 3, i + 1)
+        for split, color in (("train", "tab:blue"), ("val", "tab:orange"), ("test", "tab:red")):
+            key = metric if metric == "lr" else f"{split}/{metric}"
+            points = [(e, r[key]) for e, r in zip(epochs, rows, strict=True) if key in r]
+            if points and (metric != "lr" or split == "train"):
+                ax.plot(*zip(*points, strict=True), color=color, marker="o", ms=2.5, lw=1.2,
+                        label=split if metric != "lr" else None)
+        ax.set_xlabel("epoch")
+        ax.set_title(metric, fontsize=10)
+        ax.grid(alpha=0.3)
+        if metric != "lr":
+            ax.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
