@@ -12,9 +12,9 @@ from geodl.ops.geometry import Geometry
 def laplacian(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
     """Weak Laplacian (v v), positive semi-definite, and lumped vertex areas (v).
 
-    ``cotan``: cotangent weights and a third of the incident areas, as diffusion-net computes them.
-    ``robust``: the tufted intrinsic-Delaunay Laplacian of Sharp and Crane (SGP 2020), for meshes
-    that are not manifold or have bad triangles. A cloud always takes the latter's point version.
+    ``cotan``: cotangent weights and a third of the incident areas. ``robust``: the tufted
+    intrinsic-Delaunay Laplacian of Sharp and Crane (SGP 2020), for meshes that are not manifold or
+    have bad triangles. A cloud always takes the latter's point version.
     """
     pos, face = geometry.pos, geometry.face
     if geometry.is_cloud or geometry.backend == "robust":
@@ -26,14 +26,37 @@ def laplacian(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
             lap, area = robust_laplacian.mesh_laplacian(pos, face)
         mass = np.asarray(area.diagonal())
     else:
-        import potpourri3d as pp3d
-
-        lap = pp3d.cotan_laplacian(pos, face, denom_eps=1e-10)
-        mass = np.asarray(pp3d.vertex_areas(pos, face))
+        lap, mass = _cotan(geometry)
     mass = mass + 1e-8 * mass.mean()  # a vertex without a face keeps a positive area
     if not (np.isfinite(lap.data).all() and np.isfinite(mass).all()):
         raise ValueError("the Laplacian is not finite: the mesh has degenerate faces")
     return lap.tocsr(), mass
+
+
+def _cotan(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
+    """Half the cotangents of the angles opposite to each edge; 1e-10 keeps slivers finite, as in
+    potpourri3d, which diffusion-net calls."""
+    pos, face = geometry.pos, geometry.face
+    n = len(pos)
+    corner = pos[face]
+    rows, cols, values = [], [], []
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        u, v = corner[:, j] - corner[:, i], corner[:, k] - corner[:, i]
+        dot = np.einsum("ij,ij->i", u, v)
+        cross = np.cross(u, v)
+        length = np.sqrt(np.einsum("ij,ij->i", cross, cross))
+        weight = 0.5 * dot / (length + 1e-10)
+        a, b = face[:, j], face[:, k]
+        rows += [a, b, a, b]
+        cols += [b, a, a, b]
+        values += [-weight, -weight, weight, weight]
+        if i == 0:
+            third = length / 6
+    index = (np.concatenate(rows), np.concatenate(cols))
+    lap = sp.coo_matrix((np.concatenate(values), index), shape=(n, n)).tocsr()
+    mass = np.bincount(face.reshape(-1), np.repeat(third, 3), n)
+    return lap, mass
 
 
 def mass(geometry: Geometry) -> dict[str, NDArray[np.float64]]:
