@@ -152,6 +152,7 @@ def _configure(parts: Parts) -> None:
 def _fit(parts: Parts, folder: Path, history: History) -> None:
     cfg, task, data = parts.cfg, parts.task, parts.data
     allow = (*ALLOWED, *(cfg.allow or []))
+    _device(cfg)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = L.Trainer(
         **{str(k): v for k, v in cfg.trainer.items()},
@@ -164,6 +165,7 @@ def _fit(parts: Parts, folder: Path, history: History) -> None:
         enable_progress_bar=sys.stderr.isatty(),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
         log_every_n_steps=1,
     )
     last = folder / "last.ckpt"
@@ -172,7 +174,7 @@ def _fit(parts: Parts, folder: Path, history: History) -> None:
         _check_format(torch.load(resume, map_location="cpu", weights_only=True), resume)
         log.info("resuming %s", resume)
     elif any(True for _ in task.parameters()):
-        task.fit(data.train_batches(shuffle=False))
+        task.fit(data.batches("train"))
     with warnings.catch_warnings():
         # Facts about loaders and loggers that are choices here.
         for text in (".*num_workers.*", ".*does not have many workers.*", ".*no `val.*", ".*litlogger.*",

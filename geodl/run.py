@@ -63,32 +63,39 @@ def _hydra(words: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
     sweeping = "-m" in words or "--multirun" in words
-    results: list[int] = []
+    job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
     if not sweeping:
-        job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
-        job(lambda cfg: results.append(run(cfg)))()
-        return max(results, default=0)
+        faults: list[BaseException] = []
+
+        def one(cfg: Any) -> None:
+            try:
+                run(cfg)
+            except Exception as error:  # raised again below: Hydra would print lines of its own
+                faults.append(error)
+
+        job(one)()
+        for fault in faults:
+            raise fault
+        return 0
     with tempfile.TemporaryDirectory() as scratch:
         # Every job, wherever it runs, leaves one line here for the summary at the end.
         board = Path(scratch) / "sweep.jsonl"
         os.environ["GEODL_SWEEP"] = str(board)
-        job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
         job(_sweep_job)()
         return _summary(board)
 
 
-def run(cfg: Any) -> int:
-    """One composed config, in this process. Returns the exit code."""
+def run(cfg: Any) -> None:
+    """One composed config, in this process."""
     _validate(cfg)
     logging.getLogger("geodl").setLevel(logging.INFO)
     if cfg.mode == "train" and not cfg.force and _skip(cfg):
-        return 0
+        return
     from geodl import modes
 
     outcome = getattr(modes, cfg.mode)(cfg)
     if outcome:
         sys.stdout.write(outcome if outcome.endswith("\n") else f"{outcome}\n")
-    return 0
 
 
 def _skip(cfg: Any) -> bool:

@@ -307,6 +307,7 @@ class ShapeData(L.LightningDataModule):
         self.seed = 0
         self.dropped: dict[str, str] = {}
         self._splits: dict[str, list[Item]] | None = None
+        self._train: ShapeDataset | None = None
 
     # ---- what a subclass answers ----
 
@@ -393,6 +394,7 @@ class ShapeData(L.LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
+        self._train = None
 
     def dataset(self, split: str, train: bool = False, perturb: Sequence[Any] = ()) -> ShapeDataset:
         return ShapeDataset(self, self.items(split), train, perturb)
@@ -424,6 +426,7 @@ class ShapeData(L.LightningDataModule):
                 )
         report.seconds = time.perf_counter() - start
         self.dropped = dict(report.dropped)
+        self._train = None
         for name, reason in report.dropped.items():
             log.warning("dropped %s: %s", name, reason)
         if self._splits and not any(self.items(s) for s in self._splits):
@@ -459,20 +462,24 @@ class ShapeData(L.LightningDataModule):
 
     # ---- loaders ----
 
-    def train_batches(self, shuffle: bool = True) -> DataLoader[Shape]:
-        dataset = self.dataset("train", train=shuffle)
-        trainer = self.trainer
-        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        batches = EpochBatches(len(dataset), self.batch_size, self.seed, shuffle, rank, world)
-        return self._loader(dataset, batches)
+    def train_batches(self, epoch: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Shape]:
+        """The augmented, shuffled batches of one epoch."""
+        if self._train is None:
+            self._train = self.dataset("train", train=True)
+        order = EpochBatches(len(self._train), self.batch_size, self.seed, epoch, rank, world)
+        return self._loader(self._train, order)
 
     def train_dataloader(self) -> DataLoader[Shape]:
-        return self.train_batches()
+        # Asked for anew in every epoch: Lightning draws the first batch before any hook in which
+        # the epoch could be set.
+        trainer = self.trainer
+        assert trainer is not None
+        return self.train_batches(trainer.current_epoch, trainer.global_rank, trainer.world_size)
 
     def batches(self, split: str, perturb: Sequence[Any] = ()) -> DataLoader[Shape]:
         """Evaluation batches, in order, without augmentation."""
         dataset = self.dataset(split, perturb=perturb)
-        return self._loader(dataset, EpochBatches(len(dataset), self.batch_size, 0, False))
+        return self._loader(dataset, EpochBatches(len(dataset), self.batch_size))
 
     def _loader(self, dataset: ShapeDataset, batches: EpochBatches) -> DataLoader[Shape]:
         return DataLoader(
@@ -480,7 +487,7 @@ class ShapeData(L.LightningDataModule):
             batch_sampler=batches,
             collate_fn=ShapeBatch.pack,
             num_workers=self.workers,
-            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # leaves torch's own generator alone
         )
 
 
@@ -518,6 +525,10 @@ def prepare_item(data: ShapeData, item: Item, train: bool) -> tuple[int, int, li
             for copy in copies:
                 dataset.with_operators(shape, item, copy)
     except (BadShape, ValueError) as error:
+        return 0, 0, mended, str(error)
+    except UserError as error:  # a file that cannot be read, or does not fit its labels
+        if data.process.on_defect != "drop":
+            raise
         return 0, 0, mended, str(error)
     return data.cache.hits - hits, data.cache.misses - misses, mended, None
 
@@ -580,43 +591,37 @@ class ShapeDataset(Dataset[Shape]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index), shuffled by (seed, epoch) alone.
+    """Batches of (epoch, index): in order, or shuffled by (seed, epoch) alone where these are given.
 
-    ``batch_size`` is the global one; each of ``world`` processes takes its share. A last batch of a
-    single shape joins the one before: BatchNorm cannot take it.
+    ``batch_size`` is the global one; each of ``world`` processes takes its share. A last training
+    batch of a single shape joins the one before: BatchNorm cannot take it.
     """
 
     def __init__(
-        self, n: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1
+        self,
+        n: int,
+        batch_size: int,
+        seed: int = 0,
+        epoch: int | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.n = n
-        self.size = max(1, batch_size // world)
-        self.seed = seed
-        self.shuffle = shuffle
-        self.rank = rank
-        self.world = world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def _batches(self) -> list[list[int]]:
-        order = np.arange(self.n)
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n)
-            order = np.resize(order, -(-self.n // self.world) * self.world)
-        mine: list[int] = order[self.rank :: self.world].tolist()
-        batches = [mine[i : i + self.size] for i in range(0, len(mine), self.size)]
-        if self.shuffle and len(batches) > 1 and len(batches[-1]) == 1 and self.size > 1:
-            batches[-2] += batches.pop()
-        return batches
+        size = max(1, batch_size // world)
+        order = np.arange(n)
+        if epoch is not None:
+            order = np.random.default_rng([seed, epoch]).permutation(n)
+            order = np.resize(order, -(-n // world) * world)
+        mine = [(epoch or 0, int(i)) for i in order[rank::world]]
+        self.batches = [mine[i : i + size] for i in range(0, len(mine), size)]
+        if epoch is not None and size > 1 and len(self.batches) > 1 and len(self.batches[-1]) == 1:
+            single = self.batches.pop()
+            self.batches[-1] += single
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for batch in self._batches():
-            yield [(self.epoch, i) for i in batch]
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return len(self.batches)
 
 
 # ---- splits ----

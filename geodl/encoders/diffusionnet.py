@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -50,8 +51,10 @@ def _gradient(x: Tensor, batch: ShapeBatch) -> tuple[Tensor, Tensor]:
             is_coalesced=True,
             check_invariants=False,
         )
-        rows = both.to_sparse_csr()
-        batch.cache["gradient"] = (rows, rows.t().to_sparse_csr())
+        with warnings.catch_warnings():  # torch calls its CSR tensors beta, once
+            warnings.simplefilter("ignore", UserWarning)
+            rows = both.to_sparse_csr()
+            batch.cache["gradient"] = (rows, rows.t().to_sparse_csr())
     rows, columns = batch.cache["gradient"]
     with torch.autocast(x.device.type, enabled=False):
         both = SparseApply.apply(rows, columns, x)

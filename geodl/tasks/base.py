@@ -122,16 +122,17 @@ class Task(L.LightningModule):
             group["initial_lr"] = rate  # stored with the optimiser, so a resumed run finds it
 
     def on_train_epoch_start(self) -> None:
-        # Every generator starts from (seed, epoch): a resumed run draws what an unbroken one would.
-        state = int(np.random.SeedSequence([self.seed, self.current_epoch]).generate_state(1)[0])
-        torch.manual_seed(state)
-        np.random.seed(state)
-        random.seed(state)
         self.epoch_meters = [nn.ModuleDict(self.make_meters()).to(self.device)]
         self.loss_sum: dict[str, Tensor] = {}
         self.steps = 0
 
     def on_train_batch_start(self, batch: ShapeBatch, batch_idx: int) -> None:
+        # Every generator starts from (seed, epoch, step): a resumed run draws what an unbroken one
+        # would, whatever Lightning drew in between.
+        words = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        state = int(np.random.SeedSequence(words).generate_state(1)[0])
+        torch.manual_seed(state)
+        random.seed(state)
         steps = max(1, int(self.trainer.num_training_batches))
         epoch = self.current_epoch + batch_idx / steps
         factor = self.schedule.factor(epoch, self.trainer.max_epochs or 1, self.seen)
