@@ -21,7 +21,7 @@ _LAZY = {
     "build": "geodl.build",
     "compose": "geodl.build",
 }
-__all__ = [*_LAZY, "__version__"]
+__all__ = list(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,7 @@ class Parts:
 
 
 def compose(overrides: list[str] | None = None) -> DictConfig:
-    """The config that the command line would compose, e.g. ``compose(["encoder=diffusionnet"])``."""
+    """The config that the command line would compose, ``compose(["encoder=diffusionnet"])``."""
     with initialize_config_dir(str(config_dir()), version_base="1.3"):
         return hydra_compose("run", overrides=overrides or [])
 
@@ -176,10 +176,11 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> None:
         if key not in parameters:
             known = ", ".join(k for k in parameters if k not in ("paths", "setup"))
             raise UserError(f"{place}.{key}: {target.__name__} has no such option; it has {known}.")
-        if key in hints and not _has_nodes(value):
-            if not is_bearable(value, hints[key], conf=BeartypeConf(is_pep484_tower=True)):
-                wanted = str(parameters[key].annotation).replace("typing.", "")
-                raise UserError(f"{place}.{key}={value} is not of type {wanted}.")
+        if key not in hints or _has_nodes(value):
+            continue
+        if not is_bearable(value, hints[key], conf=BeartypeConf(is_pep484_tower=True)):
+            wanted = str(parameters[key].annotation).replace("typing.", "")
+            raise UserError(f"{place}.{key}={value} is not of type {wanted}.")
 
 
 def _has_nodes(value: Any) -> bool:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-GROUPS = ("encoder", "features", "task", "data", "augment", "test", "optim", "schedule", "experiment")
+GROUPS = (
+    "encoder",
+    "features",
+    "task",
+    "data",
+    "augment",
+    "test",
+    "optim",
+    "schedule",
+    "experiment",
+)
 
 
 def describe(path: Path) -> str:

@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,8 +20,17 @@ from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from geodl import record
-from geodl.build import ALLOWED, Parts, build_data, build_many, build_task, make, paths, preprocess_of
-from geodl.data.base import ShapeData, attach, plain, sampled
+from geodl.build import (
+    ALLOWED,
+    Parts,
+    build_data,
+    build_many,
+    build_task,
+    make,
+    paths,
+    preprocess_of,
+)
+from geodl.data.base import attach, plain, sampled
 from geodl.data.files import CLOUD_SUFFIXES, MESH_SUFFIXES, atomic, read_mesh, write_ply
 from geodl.errors import UserError
 from geodl.history import History
@@ -50,7 +59,7 @@ def train(cfg: DictConfig) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Generator[None]:
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -144,9 +153,7 @@ def _configure(parts: Parts) -> None:
     cfg = parts.cfg
     augment = build_many("augment", cfg.augment, (*ALLOWED, *(cfg.allow or [])))
     copies = int(cfg.augment.get("copies", 0) or 0)
-    parts.data.configure(
-        parts.task.needs, augment, copies, cfg.batch_size, cfg.workers, cfg.seed
-    )
+    parts.data.configure(parts.task.needs, augment, copies, cfg.batch_size, cfg.workers, cfg.seed)
 
 
 def _fit(parts: Parts, folder: Path, history: History) -> None:
@@ -173,12 +180,24 @@ def _fit(parts: Parts, folder: Path, history: History) -> None:
     if resume:
         _check_format(torch.load(resume, map_location="cpu", weights_only=True), resume)
         log.info("resuming %s", resume)
-    elif any(True for _ in task.parameters()):
+    else:
         task.fit(data.batches("train"))
+    if cfg.epochs == 0 or not any(p.requires_grad for p in task.parameters()):
+        with atomic(last) as part:  # nothing to train, but a checkpoint all the same
+            torch.save({"state_dict": task.state_dict(), "geodl": history.meta}, part)
+        history.write_csv()
+        return
     with warnings.catch_warnings():
         # Facts about loaders and loggers that are choices here.
-        for text in (".*num_workers.*", ".*does not have many workers.*", ".*no `val.*", ".*litlogger.*",
-                     ".*is not compiled.*", ".*tensorboardX.*", ".*`isinstance\\(treespec.*"):
+        for text in (
+            ".*num_workers.*",
+            ".*does not have many workers.*",
+            ".*no `val.*",
+            ".*litlogger.*",
+            ".*is not compiled.*",
+            ".*tensorboardX.*",
+            ".*`isinstance\\(treespec.*",
+        ):
             warnings.filterwarnings("ignore", message=text)
         warnings.filterwarnings("ignore", message=".*Sparse.*", category=UserWarning)
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -306,7 +325,7 @@ def evaluate(cfg: DictConfig) -> str:
     return _evaluate(Parts(cfg, data, task), folder, "weights", force=True)
 
 
-eval = evaluate  # noqa: A001  the mode's name
+eval = evaluate
 
 
 def _check_spec(found: DataSpec, stored: DataSpec) -> None:
@@ -355,9 +374,7 @@ def _evaluate(parts: Parts, folder: Path, checkpoint: str, force: bool) -> str:
     allow = (*ALLOWED, *(cfg.allow or []))
     for name in todo:
         options = cfg.test[name]
-        perturb = [
-            make("test", p, f"test.{name}", allow)() for p in (options.get("perturb") or [])
-        ]
+        perturb = [make("test", p, f"test.{name}", allow)() for p in (options.get("perturb") or [])]
         evaluation = task.evaluate(data.batches(options.split, perturb), _context(cfg), GALLERY)
         entry: dict[str, Any] = {
             "scores": evaluation.scores,
@@ -421,9 +438,9 @@ def predict(cfg: DictConfig) -> str:
     stored, task, meta = restore(Path(cfg.ckpt).expanduser(), cfg)
     task.eval().to(_device(stored))
     process = preprocess_of(meta["preprocess"])
-    target = Path(cfg.output or Path(cfg.paths.outputs) / "predict" / record.valid_name(
-        Path(cfg.input).stem
-    )).expanduser()
+    target = Path(
+        cfg.output or Path(cfg.paths.outputs) / "predict" / record.valid_name(Path(cfg.input).stem)
+    ).expanduser()
     record.make_folder(target)
     cache = Cache(paths(cfg).cache)
     shapes = [_own_shape(f, task, process, cache) for f in files]  # all mistakes before any output
@@ -528,9 +545,7 @@ def _predict_one(
         vertex = viz.to_vertices(color, elements_index(raw, task.out), len(pos))
     write_ply(target / f"{stem}.ply", pos, face, (vertex * 255).astype(np.uint8))
     with atomic(target / f"{stem}.csv") as partial:
-        np.savetxt(
-            partial, own, fmt="%d", header=f"{task.out} labels: {list(task.spec.parts)}"
-        )
+        np.savetxt(partial, own, fmt="%d", header=f"{task.out} labels: {list(task.spec.parts)}")
     viz.save_shape(pos, face, vertex, target / f"{stem}.png", file.name, task.spec.parts)
     share = np.bincount(own, minlength=len(task.spec.parts)) / len(own)
     return {
@@ -584,5 +599,7 @@ def prepare(cfg: DictConfig) -> str:
     for family, (files, size) in sorted(cache.size().items()):
         lines.append(f"cache {family}: {files} files, {size / 1e6:.1f} MB")
         total += size
-    lines.append(f"cache {cache.folder}: {total / 1e6:.1f} MB (mode=prepare clean=<family|old|all>)")
+    lines.append(
+        f"cache {cache.folder}: {total / 1e6:.1f} MB (mode=prepare clean=<family|old|all>)"
+    )
     return "\n".join(lines)

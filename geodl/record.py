@@ -26,9 +26,22 @@ from geodl.errors import UserError
 log = logging.getLogger(__name__)
 
 # What does not change what is trained. Everything else is part of a run's identity.
-NOT_HASHED = (
-    "seed mode debug figures logger workers test paths force ckpt input output clean allow".split()
-)
+NOT_HASHED = [
+    "seed",
+    "mode",
+    "debug",
+    "figures",
+    "logger",
+    "workers",
+    "test",
+    "paths",
+    "force",
+    "ckpt",
+    "input",
+    "output",
+    "clean",
+    "allow",
+]
 NOT_HASHED_TRAINER = ("accelerator", "devices", "strategy", "num_nodes")
 FORMAT = 1  # of checkpoints and result.json
 

@@ -176,7 +176,9 @@ def _summary(board: Path) -> int:
         console.print("results and pictures:", highlight=False)
         for place in dict.fromkeys(places):
             inside = Path(place, "figures")
-            console.print(f"  {inside if inside.is_dir() else place}", highlight=False, soft_wrap=True)
+            console.print(
+                f"  {inside if inside.is_dir() else place}", highlight=False, soft_wrap=True
+            )
     counts = {
         s: sum(e["status"] == s for e in entries) for s in ("done", "skipped", "resumed", "failed")
     }
@@ -207,15 +209,29 @@ def _validate(cfg: Any) -> None:
     if cfg.mode == "predict" and not (cfg.ckpt and cfg.input):
         raise UserError("mode=predict needs ckpt=<a .ckpt file> and input=<a file or folder>.")
     if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):
-        raise UserError("mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>.")
+        raise UserError(
+            "mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>."
+        )
     if cfg.ckpt and cfg.mode in ("eval", "predict"):
         _refuse_overrides()
 
 
 # With a checkpoint, the config is the checkpoint's; only these may be given beside it.
-BESIDE_CKPT = (
-    "mode ckpt input output test trainer paths logger debug figures workers batch_size allow".split()
-)
+BESIDE_CKPT = [
+    "mode",
+    "ckpt",
+    "input",
+    "output",
+    "test",
+    "trainer",
+    "paths",
+    "logger",
+    "debug",
+    "figures",
+    "workers",
+    "batch_size",
+    "allow",
+]
 
 
 def _refuse_overrides() -> None:
@@ -235,7 +251,9 @@ def _refuse_overrides() -> None:
 def _near(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), 1, 0.6)
     choices = ", ".join(sorted(known))
-    return f": did you mean {close[0]}? (one of {choices})" if close else f": choose one of {choices}"
+    return (
+        f": did you mean {close[0]}? (one of {choices})" if close else f": choose one of {choices}"
+    )
 
 
 def explain(error: BaseException) -> str | None:
@@ -254,15 +272,18 @@ def explain(error: BaseException) -> str | None:
         if isinstance(link, UserError):
             return str(link)
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        inside = traceback.extract_tb(error.__traceback__)
+        if inside and "hydra" in inside[-1].filename:  # a word that its parser did not foresee
+            return f"the command line cannot be understood: {' '.join(str(error).split())}."
         return None
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file or "")
-        group, _, name = missing.rpartition("/")
-        options = [o for o in (error.options or []) if not o.startswith("_")]
-        if not options and group:
+        group, _, name = missing.partition("/")
+        options: list[str] = []
+        if group:
             folder = config_dir() / group
-            options = sorted(p.stem for p in folder.glob("*.yaml"))
-            options += sorted(f"{p.name}/..." for p in folder.glob("*") if p.is_dir())
+            found = folder.rglob("*.yaml")
+            options = sorted(str(p.relative_to(folder).with_suffix("")) for p in found)
         if options:
             return f"{group or 'config'}={name} does not exist{_near(name, options)}."
         return f"{group or 'config'}={name} does not exist: see geodl mode=list."
@@ -273,8 +294,7 @@ def explain(error: BaseException) -> str | None:
             full = re.search(r"full_key: (\S+)", text)
             where = full.group(1) if full else key
             return (
-                f"{where} is not an option{_suggest(where)}; options are set in configs/ (add a new "
-                "one with a + before it)."
+                f"{where} is not an option{_suggest(where)}; the listing in configs/ has them all."
             )
         if match := re.search(r"Could not override '([^']+)'", text):
             return f"{match.group(1)} is not an option{_suggest(match.group(1))}."

@@ -32,7 +32,7 @@ class Step(Schedule):
 
 
 class Samples(Schedule):
-    """Times ``gamma`` every ``every`` shapes seen, not below ``floor`` (PointNet: 0.7 per 200,000)."""
+    """Times ``gamma`` every ``every`` shapes seen, at least ``floor`` (PointNet: 0.7, 200,000)."""
 
     def __init__(self, every: int = 200_000, gamma: float = 0.7, floor: float = 0.01) -> None:
         self.every = every

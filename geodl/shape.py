@@ -72,7 +72,7 @@ class Shape:
     """A mesh, or a point cloud (no faces).
 
     pos (v 3) | face (f 3) | normal (v 3) | ops | label: one integer per element (vertex, edge or
-    face, as ``DataSpec.label_on`` says) | category: class of the whole shape | landmark (t): template
+    face, as ``DataSpec.label_on`` says) | category: class of the shape | landmark (t): template
     point -> vertex | name
     """
 
@@ -178,9 +178,7 @@ class ShapeBatch:
                     f"operators of {shapes[0].name!r} {sorted(kinds)} and {shape.name!r} "
                     f"{sorted(shape.ops.kinds)} differ"
                 )
-        values = {
-            n: _pack(kind, [s.ops[n] for s in shapes], vertices) for n, kind in kinds.items()
-        }
+        values = {n: _pack(kind, [s.ops[n] for s in shapes], vertices) for n, kind in kinds.items()}
         rows = {
             n: [s.ops[n].shape[0] for s in shapes]
             for n, kind in kinds.items()
@@ -355,7 +353,7 @@ def _block(matrix: Tensor, start: int, size: int) -> Tensor:
 
 @dataclass
 class PairBatch:
-    """Two batches in correspondence: (source, target) of matching, (input, target) of reconstruction."""
+    """Two batches that belong together: source and target (matching), input and target."""
 
     source: ShapeBatch
     target: ShapeBatch

@@ -1,4 +1,4 @@
-"""What parts of geodl tell each other: needs (encoder -> data) and data specification (data -> model).
+"""What parts of geodl tell each other: needs (encoder -> data) and specification (data -> model).
 
 Everything here is frozen, plain data; nothing here imports torch.
 """

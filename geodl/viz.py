@@ -21,7 +21,10 @@ PLAIN = (0.62, 0.70, 0.80)
 def palette(n: int) -> NDArray[np.float64]:
     """n colours (n 3) that can be told apart."""
     base = np.concatenate(
-        [np.asarray(matplotlib.colormaps[m](range(k)))[:, :3] for m, k in (("tab10", 10), ("Set3", 12))]
+        [
+            np.asarray(matplotlib.colormaps[m](range(k)))[:, :3]
+            for m, k in (("tab10", 10), ("Set3", 12))
+        ]
     )
     if n <= len(base):
         return base[:n]
@@ -62,7 +65,9 @@ def draw(
         order = np.argsort(seen[face][:, :, 2].mean(1))
         triangles = seen[face][order][:, :, :2]
         ax.add_collection(
-            PolyCollection(triangles, facecolors=shaded[order], edgecolors=shaded[order], linewidths=0.15)
+            PolyCollection(
+                triangles, facecolors=shaded[order], edgecolors=shaded[order], linewidths=0.15
+            )
         )
     else:
         order = np.argsort(seen[:, 2])
@@ -104,7 +109,9 @@ def save_shape(
 def _legend(figure: Figure, names: Sequence[str]) -> None:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=tuple(c), label=n) for n, c in zip(names, palette(len(names)), strict=True)]
+    handles = [
+        Patch(color=tuple(c), label=n) for n, c in zip(names, palette(len(names)), strict=True)
+    ]
     figure.legend(
         handles=handles, loc="lower center", ncols=min(8, len(names)), fontsize=7, frameon=False
     )
@@ -120,7 +127,7 @@ def to_vertices(rows: NDArray[Any], index: NDArray[Any], n: int) -> NDArray[np.f
 
 
 def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
-    """Shapes with their logits: named by predicted class, or coloured by predicted and true part."""
+    """Shapes with their logits: named by class, or coloured by predicted and true part."""
     if not kept:
         return
     whole = kept[0][1].shape[0] == 1
@@ -134,9 +141,20 @@ def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
             guess, truth = int(logits[0].argmax()), int(shape.category)
             ax = figure.add_subplot(rows, columns, i + 1)
             right = guess == truth
-            title = spec.classes[guess] if right else f"{spec.classes[guess]} (is {spec.classes[truth]})"
-            draw(ax, shape.pos.numpy(), shape.face.numpy(), None, camera, title,
-                 "darkgreen" if right else "firebrick")
+            title = (
+                spec.classes[guess]
+                if right
+                else f"{spec.classes[guess]} (is {spec.classes[truth]})"
+            )
+            draw(
+                ax,
+                shape.pos.numpy(),
+                shape.face.numpy(),
+                None,
+                camera,
+                title,
+                "darkgreen" if right else "firebrick",
+            )
     else:
         shapes = shapes[:6]
         figure = Figure(figsize=(2.1 * len(shapes), 4.6))
@@ -172,7 +190,9 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path)
     if len(names) <= 20:
         for i, j in zip(*np.nonzero(counts), strict=True):
             ink = "white" if share[i, j] > 0.5 else "black"
-            ax.text(j, i, f"{share[i, j]:.0%}"[:-1], ha="center", va="center", fontsize=6, color=ink)
+            ax.text(
+                j, i, f"{share[i, j]:.0%}"[:-1], ha="center", va="center", fontsize=6, color=ink
+            )
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     ax.set_title("share of true class, %", fontsize=9)
@@ -192,8 +212,14 @@ def learning_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
             key = metric if metric == "lr" else f"{split}/{metric}"
             points = [(e, r[key]) for e, r in zip(epochs, rows, strict=True) if key in r]
             if points and (metric != "lr" or split == "train"):
-                ax.plot(*zip(*points, strict=True), color=color, marker="o", ms=2.5, lw=1.2,
-                        label=split if metric != "lr" else None)
+                ax.plot(
+                    *zip(*points, strict=True),
+                    color=color,
+                    marker="o",
+                    ms=2.5,
+                    lw=1.2,
+                    label=split if metric != "lr" else None,
+                )
         ax.set_xlabel("epoch")
         ax.set_title(metric, fontsize=10)
         ax.grid(alpha=0.3)

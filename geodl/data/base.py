@@ -30,8 +30,8 @@ from geodl.ops.geometry import (
     Geometry,
     face_areas,
     face_vectors,
-    unit,
     unique_edges,
+    unit,
     vertex_normals,
 )
 from geodl.ops.remesh import nearest, simplify
@@ -97,23 +97,24 @@ class Preprocess:
             small = cache.get("simplify", key, make)
             shape = carried(shape, small["pos"], small["face"], label_on)
             shape = self._mend(shape, label_on, mended, " after simplification")
-        pos = shape.pos.double()
+        points = shape.pos.double()
         if self.center == "mean":
-            pos = pos - pos.mean(0)
+            points = points - points.mean(0)
         elif self.center == "bbox":
-            pos = pos - (pos.amin(0) + pos.amax(0)) / 2
+            points = points - (points.amin(0) + points.amax(0)) / 2
         if self.scale == "max_radius":
-            size = float(pos.norm(dim=1).max())
+            size = float(points.norm(dim=1).max())
         elif self.scale == "area":
-            size = float(face_areas(pos.numpy(), shape.face.numpy()).sum() ** 0.5)
+            size = float(face_areas(points.numpy(), shape.face.numpy()).sum() ** 0.5)
         else:
             size = 1.0
         if not size > 0:
             raise BadShape("all its points are the same")
-        return shape.replace(pos=(pos / size).float()), mended
+        return shape.replace(pos=(points / size).float()), mended
 
     def _mend(self, shape: Shape, label_on: str, mended: list[str], when: str) -> Shape:
-        pos, face = shape.pos.double().numpy(), shape.face.numpy()
+        pos: NDArray[Any] = shape.pos.double().numpy()
+        face: NDArray[Any] = shape.face.numpy()
         defects = checks.check(pos, face, cloud=shape.is_cloud)
         if defects.fatal:
             raise BadShape(str(checks.Defects(defects.fatal)))
@@ -135,7 +136,9 @@ class Preprocess:
         if label is not None and label_on == "edge":
             raise BadShape(f"{defects}; a mesh with edge labels is not repaired")
         if label is not None and label_on in ("vertex", "face"):
-            label = label[torch.from_numpy(fixed.vertex if label_on == "vertex" else fixed.face_index)]
+            label = label[
+                torch.from_numpy(fixed.vertex if label_on == "vertex" else fixed.face_index)
+            ]
         landmark = shape.landmark
         if landmark is not None:
             landmark = torch.from_numpy(nearest(fixed.pos, pos[landmark.numpy()]))
@@ -268,7 +271,9 @@ class Report:
     dropped: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def add(self, name: str, hits: int, misses: int, mended: list[str], dropped: str | None) -> None:
+    def add(
+        self, name: str, hits: int, misses: int, mended: list[str], dropped: str | None
+    ) -> None:
         self.shapes += 1
         self.hits += hits
         self.misses += misses
@@ -378,7 +383,7 @@ class ShapeData(L.LightningDataModule):
         """What the model and the run ask for.
 
         Raises:
-            UserError: an augmentation would make cached operators wrong and no copies are asked for.
+            UserError: an augmentation would make cached operators wrong, and no copies are asked.
         """
         breaking = [a for a in augment if "operators" not in a.keeps]
         if breaking and needs.computed and not copies:
@@ -513,7 +518,9 @@ def _worker_item(work: tuple[Item, bool]) -> Any:
     return prepare_item(_data, *work)
 
 
-def prepare_item(data: ShapeData, item: Item, train: bool) -> tuple[int, int, list[str], str | None]:
+def prepare_item(
+    data: ShapeData, item: Item, train: bool
+) -> tuple[int, int, list[str], str | None]:
     """Hits, misses, what was mended, and why the shape was dropped (or None)."""
     hits, misses = data.cache.hits, data.cache.misses
     mended: list[str] = []
@@ -591,7 +598,7 @@ class ShapeDataset(Dataset[Shape]):
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (epoch, index): in order, or shuffled by (seed, epoch) alone where these are given.
+    """Batches of (epoch, index): in order, or shuffled by (seed, epoch) alone if there is an epoch.
 
     ``batch_size`` is the global one; each of ``world`` processes takes its share. A last training
     batch of a single shape joins the one before: BatchNorm cannot take it.

@@ -124,8 +124,12 @@ SPECIES: dict[str, Species] = {
     ),
     "octopus": Species(
         (1, (0.22, 0.26), 5),
-        _ring("arm", 8, at=0.0, forward=-12, bones=4, length=1.05, radius=(0.075, 0.035), bend=26)
-        + (Limb("head", 1.0, 0, 80, 1, 0.2, (0.24, 0.2), 5, pair=False),),
+        (
+            *_ring(
+                "arm", 8, at=0.0, forward=-12, bones=4, length=1.05, radius=(0.075, 0.035), bend=26
+            ),
+            Limb("head", 1.0, 0, 80, 1, 0.2, (0.24, 0.2), 5, pair=False),
+        ),
     ),
     "spider": Species(
         (2, (0.24, 0.14), 8),
@@ -238,8 +242,10 @@ def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
             chain = _chain(root, heading, limb.bones, length, limb.bend, limb.curl, rng)
             joints.append(chain[1:])
             for k in range(limb.bones):
-                r = [limb.radius[0] + (limb.radius[1] - limb.radius[0]) * (k + e) / limb.bones
-                     for e in (0, 1)]
+                r = [
+                    limb.radius[0] + (limb.radius[1] - limb.radius[0]) * (k + e) / limb.bones
+                    for e in (0, 1)
+                ]
                 a.append(chain[k])
                 b.append(chain[k + 1])
                 radius.append([x * slim for x in r])
@@ -259,9 +265,7 @@ def distances(points: NDArray[Any], bones: Skeleton) -> NDArray[np.float64]:
     return gap - (bones.radius[:, 0] + t * (bones.radius[:, 1] - bones.radius[:, 0]))
 
 
-def generate(
-    name: str, rng: np.random.Generator, vertices: tuple[int, int], cells: int
-) -> Arrays:
+def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cells: int) -> Arrays:
     """One animal: pos (v 3), face (f 3), label (v), landmark (t).
 
     The surface is the zero level of a smooth union of the capsules on a grid that is placed at

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tarfile
 import tempfile
@@ -121,7 +120,7 @@ def unpack(file: Path, top: str, place: Path) -> None:
         if not (scratch / top).is_dir():
             raise UserError(f"{file} has no folder {top!r}: it is another archive.")
         try:
-            os.rename(scratch / top, place)
+            (scratch / top).rename(place)
         except OSError:
             if not place.is_dir():  # a parallel job was faster: its folder is as good
                 raise

@@ -115,8 +115,14 @@ class Folder(ShapeData):
         fold = np.empty(len(items), int)
         # Per class, so that every fold has every class.
         for category in sorted({i.category if i.category is not None else -1 for i in items}):
-            mine = [n for n, i in enumerate(items) if (i.category if i.category is not None else -1) == category]
-            fold[rng.permutation(mine)] = (np.arange(len(mine)) + rng.integers(self.folds)) % self.folds
+            mine = [
+                n
+                for n, i in enumerate(items)
+                if (i.category if i.category is not None else -1) == category
+            ]
+            fold[rng.permutation(mine)] = (
+                np.arange(len(mine)) + rng.integers(self.folds)
+            ) % self.folds
         train = [i for i, f in zip(items, fold, strict=True) if f != self.fold]
         test = [i for i, f in zip(items, fold, strict=True) if f == self.fold]
         if not train or not test:

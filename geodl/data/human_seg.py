@@ -90,9 +90,7 @@ class HumanSeg(ShapeData):
             raise UserError(f"{label_file} has labels outside 1 to {len(PARTS)}.")
         if soft is None or soft.shape != (len(edge), len(PARTS)):
             shape = None if soft is None else soft.shape
-            raise UserError(
-                f"{soft_file} has shape {shape}, expected ({len(edge)}, {len(PARTS)})."
-            )
+            raise UserError(f"{soft_file} has shape {shape}, expected ({len(edge)}, {len(PARTS)}).")
         votes = np.eye(len(PARTS), dtype=np.int64)[labels[face_edge.numpy()]].sum(1)
         sides = face_edge.numpy().reshape(-1)
         owner = np.repeat(np.arange(len(face)), 3)

@@ -15,13 +15,59 @@ from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
-MODELNET10 = tuple(
-    "bathtub bed chair desk dresser monitor night_stand sofa table toilet".split()
+MODELNET10 = (
+    "bathtub",
+    "bed",
+    "chair",
+    "desk",
+    "dresser",
+    "monitor",
+    "night_stand",
+    "sofa",
+    "table",
+    "toilet",
 )
-MODELNET40 = tuple(
-    "airplane bathtub bed bench bookshelf bottle bowl car chair cone cup curtain desk door dresser "
-    "flower_pot glass_box guitar keyboard lamp laptop mantel monitor night_stand person piano plant "
-    "radio range_hood sink sofa stairs stool table tent toilet tv_stand vase wardrobe xbox".split()
+MODELNET40 = (
+    "airplane",
+    "bathtub",
+    "bed",
+    "bench",
+    "bookshelf",
+    "bottle",
+    "bowl",
+    "car",
+    "chair",
+    "cone",
+    "cup",
+    "curtain",
+    "desk",
+    "door",
+    "dresser",
+    "flower_pot",
+    "glass_box",
+    "guitar",
+    "keyboard",
+    "lamp",
+    "laptop",
+    "mantel",
+    "monitor",
+    "night_stand",
+    "person",
+    "piano",
+    "plant",
+    "radio",
+    "range_hood",
+    "sink",
+    "sofa",
+    "stairs",
+    "stool",
+    "table",
+    "tent",
+    "toilet",
+    "tv_stand",
+    "vase",
+    "wardrobe",
+    "xbox",
 )
 HDF5_10 = Archive(
     "modelnet10_hdf5_1024.tar",
@@ -33,8 +79,8 @@ HDF5_10 = Archive(
 class ModelNet(ShapeData):
     """CAD models in 10 or 40 classes, official train / test split, no validation: last epoch.
 
-    Two layouts. ``hdf5``: ``*_files.txt``, ``shape_names.txt`` and h5 files of sampled clouds (data,
-    label), as distributed with PointNet; vertical axis y. ``off``: the official folders
+    Two layouts. ``hdf5``: ``*_files.txt``, ``shape_names.txt`` and h5 files (data, label), as come
+    with PointNet; vertical axis y. ``off``: the official folders
     ``<class>/{train,test}/*.off``; an encoder that asks for points gets them sampled on the fly;
     vertical axis z. Source: Wu et al. 2015 (3D ShapeNets).
 
@@ -116,7 +162,9 @@ class ModelNet(ShapeData):
             with h5py.File(file) as h5:
                 return np.asarray(h5["label"]).reshape(-1)
         except (OSError, KeyError) as error:
-            raise UserError(f"{file} cannot be read as HDF5 with data and label ({error}).") from error
+            raise UserError(
+                f"{file} cannot be read as HDF5 with data and label ({error})."
+            ) from error
 
     def read(self, item: Item) -> Shape:
         if self.layout == "off":

@@ -14,10 +14,28 @@ from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
-CLASSES = (
-    "human cup glasses airplane ant chair octopus table teddy hand plier fish bird none armadillo "
-    "bust mech bearing vase fourleg"
-).split()  # 20 consecutive ids each; 261-280 do not exist
+CLASSES = [
+    "human",
+    "cup",
+    "glasses",
+    "airplane",
+    "ant",
+    "chair",
+    "octopus",
+    "table",
+    "teddy",
+    "hand",
+    "plier",
+    "fish",
+    "bird",
+    "none",
+    "armadillo",
+    "bust",
+    "mech",
+    "bearing",
+    "vase",
+    "fourleg",
+]  # 20 consecutive ids each; 261-280 do not exist
 NAMES = tuple(c for c in CLASSES if c != "none")
 ARCHIVE = Archive(
     "princeton_segmentation.tar.xz",

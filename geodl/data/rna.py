@@ -72,7 +72,9 @@ class RNA(ShapeData):
         file = root / "labels" / f"{item.name}.txt"
         labels = read_labels(file) + 1
         if len(labels) != len(pos):
-            raise UserError(f"{file} has {len(labels)} lines, but the mesh has {len(pos)} vertices.")
+            raise UserError(
+                f"{file} has {len(labels)} lines, but the mesh has {len(pos)} vertices."
+            )
         if labels.min() < 0 or labels.max() > 259:
             raise UserError(f"{file} has labels outside -1 to 258.")
         return Shape(

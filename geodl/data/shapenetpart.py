@@ -131,7 +131,9 @@ class ShapeNetPart(ShapeData):
             path = self.root / str(item.source)
             rows = np.loadtxt(path, ndmin=2)
             if rows.shape[1] != 7:
-                raise UserError(f"{path} has {rows.shape[1]} columns, expected x y z nx ny nz label.")
+                raise UserError(
+                    f"{path} has {rows.shape[1]} columns, expected x y z nx ny nz label."
+                )
             pos, part = rows[:, :3], rows[:, 6]
             normal = torch.from_numpy(rows[:, 3:6].astype(np.float32))
         part = torch.from_numpy(np.asarray(part).astype(np.int64))

@@ -14,17 +14,44 @@ from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
-CLASSES = tuple(
-    "alien ants armadillo bird1 bird2 camel cat centaur dinosaur dino_ske dog1 dog2 flamingo glasses "
-    "gorilla hand horse lamp laptop man octopus pliers rabbit santa scissor shark snake spiders "
-    "two_balls woman".split()
+CLASSES = (
+    "alien",
+    "ants",
+    "armadillo",
+    "bird1",
+    "bird2",
+    "camel",
+    "cat",
+    "centaur",
+    "dinosaur",
+    "dino_ske",
+    "dog1",
+    "dog2",
+    "flamingo",
+    "glasses",
+    "gorilla",
+    "hand",
+    "horse",
+    "lamp",
+    "laptop",
+    "man",
+    "octopus",
+    "pliers",
+    "rabbit",
+    "santa",
+    "scissor",
+    "shark",
+    "snake",
+    "spiders",
+    "two_balls",
+    "woman",
 )
 
 
 class SHREC11(ShapeData):
     """600 meshes in 30 classes; 10 / 10 or 16 / 4 per class, drawn by ``split_seed``.
 
-    Two layouts. ``simplified``: MeshCNN's copy of 500 faces, ``<class>/{train,test}/*.obj`` (the two
+    Two layouts. ``simplified``: MeshCNN's copy of 500 faces, ``<class>/{train,test}/*.obj`` (both
     folders are pooled and split anew). ``original``: diffusion-net's, ``categories.txt`` and
     ``raw/T<n>.off``. No validation split: last epoch. Source: Lian et al. 2011.
 
@@ -104,8 +131,8 @@ class SHREC11(ShapeData):
                 files[parts[0]] = [f"raw/T{n}.off" for n in numbers]
         if unknown := sorted(set(files) ^ set(CLASSES)):
             raise UserError(
-                f"{root / 'categories.txt'}: class {unknown[0]} is missing or unknown, expected the "
-                f"{len(CLASSES)} classes of SHREC11."
+                f"{root / 'categories.txt'}: class {unknown[0]} is missing or unknown, expected "
+                f"the {len(CLASSES)} classes of SHREC11."
             )
         return files
 

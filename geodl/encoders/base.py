@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -82,7 +83,9 @@ class Encoder(nn.Module):
             rows = x[batch.face].mean(dim=1)
         else:
             rows = x[batch.ops.edge].mean(dim=1)
-        return Encoding(**{self.out: rows})
+        encoding = Encoding()
+        setattr(encoding, self.out, rows)
+        return encoding
 
 
 def mlp(
@@ -90,7 +93,7 @@ def mlp(
 ) -> nn.Sequential:
     """Linear (+ BatchNorm) + ReLU (+ dropout) for each step of ``widths``."""
     layers: list[nn.Module] = []
-    for i, o in zip(widths[:-1], widths[1:], strict=True):
+    for i, o in itertools.pairwise(widths):
         layers.append(nn.Linear(i, o))
         if norm:
             layers.append(nn.BatchNorm1d(o))

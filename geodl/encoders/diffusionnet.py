@@ -73,7 +73,7 @@ def _spectral(x: Tensor, time: Tensor, k: int, batch: ShapeBatch) -> Tensor:
         else:
             batch.cache["evecs"] = (evecs.split(batch.sizes), weighted.split(batch.sizes))
     evecs, weighted = batch.cache["evecs"]
-    if isinstance(evecs, Tensor):
+    if isinstance(evecs, Tensor) and isinstance(weighted, Tensor):
         rows, _ = batch.padded(x)
         return batch.unpadded(evecs @ (decay * (weighted.mT @ rows)))
     return torch.cat(

@@ -65,7 +65,9 @@ def _scatter(
     face: Int[np.ndarray, "f 3"], values: Float[np.ndarray, "f 3"], n: int
 ) -> Float[np.ndarray, "v 3"]:
     rows = face.T.reshape(-1)
-    incidence = sp.csr_matrix((np.ones(len(rows)), (rows, np.tile(np.arange(len(face)), 3))), (n, len(face)))
+    incidence = sp.csr_matrix(
+        (np.ones(len(rows)), (rows, np.tile(np.arange(len(face)), 3))), (n, len(face))
+    )
     return np.asarray(incidence @ values)
 
 
@@ -107,10 +109,10 @@ def cloud_neighbors(
     pos: Float[np.ndarray, "v 3"], k: int = CLOUD_NEIGHBORS
 ) -> Int[np.ndarray, "v k"]:
     """Indices of the k nearest other points (fewer if the cloud is smaller)."""
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     k = min(k, len(pos) - 1)
-    _, index = cKDTree(pos).query(pos, k + 1)
+    index = np.asarray(KDTree(pos).query(pos, k + 1)[1])
     own = index == np.arange(len(pos))[:, None]
     own[~own.any(axis=1), -1] = True  # a duplicate point took the first place
     return index[~own].reshape(len(pos), k).astype(np.int64)
@@ -122,7 +124,10 @@ def unique_edges(face: Int[np.ndarray, "f 3"]) -> tuple[NDArray[np.int64], NDArr
     The order is MeshCNN's: faces in turn, sides (0 1), (1 2), (2 0).
     """
     sides = np.sort(np.stack([face, np.roll(face, -1, axis=1)], axis=2).reshape(-1, 2), axis=1)
-    edges, first, inverse = np.unique(sides, axis=0, return_index=True, return_inverse=True)
+    n = int(face.max(initial=0)) + 1
+    codes = sides[:, 0] * n + sides[:, 1]
+    unique, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    edges = np.stack([unique // n, unique % n], axis=1)
     order = np.argsort(first, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))

@@ -40,6 +40,7 @@ def _cotan(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
     n = len(pos)
     corner = pos[face]
     rows, cols, values = [], [], []
+    third = np.zeros(len(face))
     for i in range(3):
         j, k = (i + 1) % 3, (i + 2) % 3
         u, v = corner[:, j] - corner[:, i], corner[:, k] - corner[:, i]
@@ -54,9 +55,9 @@ def _cotan(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
         if i == 0:
             third = length / 6
     index = (np.concatenate(rows), np.concatenate(cols))
-    lap = sp.coo_matrix((np.concatenate(values), index), shape=(n, n)).tocsr()
+    lap = sp.csr_matrix((np.concatenate(values), index), shape=(n, n))
     mass = np.bincount(face.reshape(-1), np.repeat(third, 3), n)
-    return lap, mass
+    return lap, mass.astype(np.float64)
 
 
 def mass(geometry: Geometry) -> dict[str, NDArray[np.float64]]:

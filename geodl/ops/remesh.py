@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from geodl.ops.geometry import face_areas, unique_edges
 
@@ -25,7 +27,8 @@ def simplify(
         return pos, face
     # A closed surface of V vertices has about 2 V faces; the ratio carries over to open ones.
     target = max(4, round(len(face) * vertices / len(pos)))
-    small, triangles = fast_simplification.simplify(
+    library: Any = fast_simplification
+    small, triangles = library.simplify(
         pos.astype(np.float32), face.astype(np.int32), target_count=target, agg=7
     )
     return np.asarray(small, np.float64), np.asarray(triangles, np.int64)
@@ -47,7 +50,7 @@ def subdivide(
 
 def nearest(source: NDArray[np.floating], target: NDArray[np.floating]) -> NDArray[np.int64]:
     """For every row of ``target`` (m 3) the nearest row of ``source`` (n 3)."""
-    return cKDTree(source).query(target)[1].astype(np.int64)
+    return np.asarray(KDTree(source).query(target)[1], np.int64)
 
 
 def remesh(

@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.linalg as la
+import scipy.linalg
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.linalg.blas import dgemm
 from threadpoolctl import threadpool_limits
 
 from geodl.ops.geometry import Geometry
 from geodl.ops.laplacian import laplacian
+
+la: Any = scipy.linalg  # typed in part only
+dgemm: Any = la.blas.dgemm
 
 EPS = 1e-8  # added to the diagonal, as diffusion-net does
 BLOCK = 4
@@ -65,15 +67,16 @@ def spectrum(geometry: Geometry, k: int) -> tuple[Array, Array, Array]:
 
 def _factor(matrix: sp.csr_matrix) -> Any:
     """x (n b) -> A^-1 x by a supernodal Cholesky factor of a sparse positive definite A."""
-    from cholespy import CholeskySolverD, MatrixType
+    import cholespy
 
+    library: Any = cholespy
     matrix.sort_indices()
-    solver = CholeskySolverD(
-        matrix.shape[0],
+    solver = library.CholeskySolverD(
+        len(matrix.indptr) - 1,
         matrix.indptr.astype(np.int32),
         matrix.indices.astype(np.int32),
         matrix.data.astype(np.float64),
-        MatrixType.CSR,
+        library.MatrixType.CSR,
     )
 
     def solve(right: Array) -> Array:

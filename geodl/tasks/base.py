@@ -171,9 +171,7 @@ class Task(L.LightningModule):
         self.seen = int(checkpoint.get("seen", 0))
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+        return self.trainer.optimizers[0]
 
     # ---- evaluation: a plain loop, the same for val, test and every named test set ----
 
@@ -210,9 +208,7 @@ class Task(L.LightningModule):
             raise UserError("this split has no shapes: choose another test set.")
         scores = {k: v / shapes for k, v in losses.items()}
         scores["loss"] = sum(scores.values())
-        return Evaluation(
-            scores | self.scores(meters), self.details(meters), shapes, kept[:keep]
-        )
+        return Evaluation(scores | self.scores(meters), self.details(meters), shapes, kept[:keep])
 
     def predict_eval(self, batch: ShapeBatch) -> Prediction:
         """``predict``, with whatever a task does at test time only (voting)."""

@@ -49,7 +49,9 @@ class Classification(Task):
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.votes = votes
-        self.register_buffer("weight", torch.ones(self.outputs), persistent=class_weights is not None)
+        self.register_buffer(
+            "weight", torch.ones(self.outputs), persistent=class_weights is not None
+        )
         self.weight: Tensor
 
     def fit(self, loader: Iterable[ShapeBatch]) -> None:

@@ -46,7 +46,9 @@ class Segmentation(Task):
         super().__init__(setup)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
-        self.register_buffer("weight", torch.ones(self.outputs), persistent=class_weights is not None)
+        self.register_buffer(
+            "weight", torch.ones(self.outputs), persistent=class_weights is not None
+        )
         self.weight: Tensor
 
     def fit(self, loader: Iterable[ShapeBatch]) -> None:

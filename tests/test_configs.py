@@ -1,0 +1,178 @@
+"""Every file below configs/ composes, and every experiment builds."""
+
+import subprocess
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from geodl import record
+from geodl.build import build_many, build_task, compose, make
+from geodl.errors import UserError
+from geodl.listing import describe
+from geodl.run import config_dir
+from geodl.spec import DataSpec
+
+FILES = sorted(p.relative_to(config_dir()) for p in config_dir().rglob("*.yaml"))
+EXPERIMENTS = [
+    str(f.relative_to("experiment").with_suffix("")) for f in FILES if f.parts[0] == "experiment"
+]
+MEMBERS = [(f.parts[0], f.stem) for f in FILES if len(f.parts) == 2]
+SEVERAL = ("augment", "test", "callbacks")
+
+
+def test_how_many_there_are():
+    assert (len(FILES), len(EXPERIMENTS), len(MEMBERS)) == (63, 8, 54)
+
+
+@pytest.mark.parametrize(("group", "name"), MEMBERS)
+def test_every_member_of_a_group_composes_and_has_a_line(group, name):
+    assert describe(config_dir() / group / f"{name}.yaml"), "the listing shows the first comment"
+    cfg = compose([f"{group}={name}"])
+    OmegaConf.to_container(cfg, resolve=True)
+    if group in ("encoder", "task", "features", "data", "optim", "schedule"):
+        assert make(group, cfg[group])
+    if group in SEVERAL and name not in ("none", "clean"):
+        assert name in cfg[group]
+    if group in ("augment", "callbacks") and name != "none":
+        assert len(build_many(group, cfg[group], ("geodl", "lightning.pytorch"))) == 1
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_builds(name):
+    cfg = compose([f"experiment={name}"])
+    spec = DataSpec(classes=tuple("abcd"), parts=tuple("wxyz"), label_on="face", category_parts=())
+    task = build_task(cfg, spec)
+    assert sum(p.numel() for p in task.parameters()) > 1000
+    assert make("data", cfg.data) and describe(config_dir() / "experiment" / f"{name}.yaml")
+    assert cfg.epochs > 0 and record.run_hash(cfg)
+
+
+# ---- identity ----
+
+
+def test_what_does_not_train_is_not_hashed(tmp_path):
+    base = record.run_hash(compose([]))
+    for same in (
+        "seed=3",
+        "force=true",
+        "figures=false",
+        "workers=2",
+        "test=remeshed",
+        "logger=wandb",
+        "trainer.devices=2",
+        "trainer=gpu trainer.deterministic=true",
+        "paths.outputs=/x",
+        "debug=trace",
+    ):
+        assert record.run_hash(compose(same.split())) == base, same
+    for other in (
+        "epochs=31",
+        "batch_size=8",
+        "encoder.dropout=0.1",
+        "optim.lr=0.01",
+        "augment=so3",
+        "augment=[so3,scale]",
+        "features=normals",
+        "data.size=tiny",
+        "select=val",
+        "trainer.precision=bf16-mixed",
+        "encoder=point_mlp",
+        "schedule=cosine",
+    ):
+        assert record.run_hash(compose([other])) != base, other
+    (tmp_path / "w.pth").write_bytes(b"1")
+    first = record.run_hash(compose([f"weights={tmp_path}/w.pth"]))
+    (tmp_path / "v.pth").write_bytes(b"1")
+    assert first == record.run_hash(compose([f"weights={tmp_path}/v.pth"])) != base
+    (tmp_path / "w.pth").write_bytes(b"2")
+    assert first != record.run_hash(compose([f"weights={tmp_path}/w.pth"]))
+
+
+def test_the_hash_does_not_depend_on_the_place(monkeypatch, tmp_path):
+    base = record.run_hash(compose([]))
+    monkeypatch.setenv("GEODL_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert record.run_hash(compose([])) == base
+
+
+def test_a_new_option_that_is_off_keeps_the_hash():
+    cfg = compose([])
+    base = record.run_hash(cfg)
+    OmegaConf.set_struct(cfg, False)
+    cfg.decoder = None
+    cfg.task.something = {}
+    assert record.run_hash(cfg) == base
+
+
+def test_folder_names_come_from_the_classes():
+    folder = record.run_folder(compose(["data=human_seg", "task=segmentation", "seed=7"]))
+    assert folder.parts[:4] == ("outputs", "segmentation", "humanseg", "pointnet")
+    assert folder.name.endswith("-s7")
+
+
+# ---- what may be built ----
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("os.system", "outside geodl, torch.optim"),
+        ("torch.hub.load", "outside geodl"),
+        ("torch.utils.cpp_extension.load_inline", "outside geodl"),
+        ("geodl.encoders.base.mlp", "is no Encoder"),
+        ("geodl.tasks.base.Task", "is no Encoder"),
+        ("geodl.encoders.nowhere.Net", "does not exist"),
+    ],
+)
+def test_only_classes_of_the_slot_can_be_built(target, message):
+    with pytest.raises(UserError, match=message):
+        make("encoder", {"_target_": target})
+
+
+def test_nested_targets_are_checked_too():
+    nested = {"_target_": "geodl.features.Concat", "parts": [{"_target_": "os.system"}]}
+    with pytest.raises(UserError, match=r"features.parts\[0\]._target_=os.system"):
+        make("features", nested)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widht": 3}, r"encoder.widht: DiffusionNet has no such option; it has .*width"),
+        ({"width": "wide"}, r"encoder.width=wide is not of type int"),
+        ({"diffusion": "fast"}, r"encoder.diffusion=fast is not of type Literal"),
+    ],
+)
+def test_options_are_checked_by_name_and_type(options, message):
+    target = "geodl.encoders.diffusionnet.DiffusionNet"
+    with pytest.raises(UserError, match=message):
+        make("encoder", {"_target_": target, **options})
+
+
+# ---- without torch ----
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [(["mode=list"], 0), (["encoder=pointnett"], 2), (["seed=abc"], 2)]
+)
+def test_light_commands_import_no_torch(words, code, tmp_path):
+    probe = (
+        f"import sys; sys.argv[1:] = {words!r}\n"
+        "from geodl.run import main\n"
+        "try: main(); code = 0\n"
+        "except SystemExit as e: code = e.code or 0\n"
+        "heavy = [m for m in ('torch', 'lightning', 'scipy', 'matplotlib') if m in sys.modules]\n"
+        "assert not heavy, heavy\n"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == code, done.stderr
+    assert list(tmp_path.iterdir()) == [], "nothing is left in the working directory"
+    if code:
+        assert done.stderr.count("\n") == 1 and done.stderr.startswith("geodl: ")
+    else:
+        for word in ("diffusionnet", "princeton", "segmentation", "human_seg/diffusionnet_hks"):
+            assert word in done.stdout

@@ -1,0 +1,293 @@
+"""Geometry against closed forms, dense solvers and an independent library."""
+
+import logging
+import multiprocessing
+
+import numpy as np
+import potpourri3d as pp3d
+import pytest
+import scipy.linalg as la
+from conftest import grid, icosphere
+
+from geodl.ops import check as checks
+from geodl.ops.cache import Cache, compute
+from geodl.ops.geometry import Geometry, face_areas, unique_edges, vertex_normals
+from geodl.ops.gradient import gradient, tangent_frames
+from geodl.ops.laplacian import laplacian
+from geodl.ops.remesh import remesh, simplify, subdivide
+from geodl.ops.spectrum import spectrum
+from geodl.spec import Gradient, Mass, Spectrum
+
+
+def dense_evals(geometry, k):
+    lap, mass = laplacian(geometry)
+    return la.eigh(lap.toarray() + 1e-8 * np.eye(len(mass)), np.diag(mass), eigvals_only=True)[:k]
+
+
+def test_the_sphere_has_its_spectrum():
+    pos, face = icosphere(4)
+    evals, evecs, mass = spectrum(Geometry.of(pos, face), 49)
+    wanted = np.concatenate([[m * (m + 1)] * (2 * m + 1) for m in range(7)])
+    assert np.abs(evals[1:] / wanted[1:] - 1).max() < 0.02
+    assert evals[0] < 1e-5  # 1e-8 over the smallest area
+    assert mass.sum() == pytest.approx(4 * np.pi, rel=0.01)
+    assert np.abs(evecs.T @ (mass[:, None] * evecs) - np.eye(49)).max() < 1e-9
+
+
+@pytest.mark.parametrize("k", [32, 128])
+def test_eigenvalues_equal_a_dense_solver(k):
+    pos, face = icosphere(3)
+    pos = pos * [1.0, 0.7, 1.3]
+    geometry = Geometry.of(pos, face)
+    evals, _, _ = spectrum(geometry, k)
+    np.testing.assert_allclose(evals[1:], dense_evals(geometry, k)[1:], rtol=1e-8)
+
+
+def test_many_components_all_have_their_constant():
+    """The null space has more dimensions than a block of the eigensolver."""
+    pos, face = icosphere(2)
+    count = 9
+    scale = np.linspace(0.8, 1.2, count)
+    many = np.concatenate([pos * s + [3 * i, 0, 0] for i, s in enumerate(scale)])
+    faces = np.concatenate([face + i * len(pos) for i in range(count)])
+    geometry = Geometry.of(many, faces)
+    evals, evecs, mass = spectrum(geometry, 64)
+    assert (evals[:count] < 1e-5).all() and evals[count] > 0.5
+    np.testing.assert_allclose(evals[count:], dense_evals(geometry, 64)[count:], rtol=1e-7)
+    lap, _ = laplacian(geometry)
+    assert np.abs(lap @ evecs - mass[:, None] * evecs * evals).max() < 1e-6
+
+
+def test_the_same_arrays_give_the_same_bits():
+    geometry = Geometry.of(*icosphere(4))
+    a, b = spectrum(geometry, 64), spectrum(geometry, 64)
+    assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_tiny_mesh_pads_its_spectrum_with_zeros():
+    pos, face = icosphere(0)
+    evals, evecs, _ = spectrum(Geometry.of(pos, face), 32)
+    assert evals.shape == (32,) and evecs.shape == (12, 32)
+    assert (evals[12:] == 0).all() and (evecs[:, 12:] == 0).all() and evals[11] > 0
+
+
+def test_the_laplacian_is_that_of_potpourri3d():
+    pos, face = icosphere(3)
+    geometry = Geometry.of(pos * [1.0, 0.5, 2.0], face)
+    lap, mass = laplacian(geometry)
+    peer = pp3d.cotan_laplacian(geometry.pos, geometry.face, denom_eps=1e-10)
+    assert abs(lap - peer).max() < 1e-12
+    areas = pp3d.vertex_areas(geometry.pos, geometry.face)
+    np.testing.assert_allclose(mass, areas + 1e-8 * areas.mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["cotan", "robust"])
+def test_constants_are_harmonic(backend):
+    lap, mass = laplacian(Geometry.of(*icosphere(2), backend))
+    assert np.abs(lap @ np.ones(len(mass))).max() < 1e-10
+    assert abs(lap - lap.T).max() < 1e-12
+
+
+def test_a_cloud_of_the_sphere_has_nearly_its_spectrum():
+    pos, _ = icosphere(4)
+    evals, _, mass = spectrum(Geometry.of(pos, np.empty((0, 3), int)), 16)
+    wanted = np.concatenate([[m * (m + 1)] * (2 * m + 1) for m in range(4)])
+    assert np.abs(evals[1:] / wanted[1:] - 1).max() < 0.1 and mass.min() > 0
+
+
+def test_the_gradient_of_a_linear_function_is_its_slope():
+    pos, face = grid(12)
+    pos = pos * 10  # the Tikhonov term is absolute
+    geometry = Geometry.of(pos, face)
+    gx, gy = gradient(geometry)
+    frames = tangent_frames(vertex_normals(geometry))
+    slope = np.array([0.3, -1.2, 0.0])
+    value = pos @ slope
+    recovered = (gx @ value)[:, None] * frames[:, 0] + (gy @ value)[:, None] * frames[:, 1]
+    assert np.abs(recovered - slope).max() < 1e-4
+    assert np.abs(gx @ np.ones(len(pos))).max() < 1e-12
+
+
+def test_the_gradient_on_the_sphere_is_tangent_and_right():
+    pos, face = icosphere(4)
+    geometry = Geometry.of(pos * 20, face)
+    gx, gy = gradient(geometry)
+    frames = tangent_frames(vertex_normals(geometry))
+    recovered = (gx @ (pos[:, 2] * 20))[:, None] * frames[:, 0] + (gy @ (pos[:, 2] * 20))[
+        :, None
+    ] * frames[:, 1]
+    tangent = np.array([0, 0, 1.0]) - pos * pos[:, 2:]
+    assert np.abs(recovered - tangent).max() < 0.02
+
+
+def test_normals_point_outwards_and_survive_folded_faces():
+    pos, face = icosphere(3)
+    normals = vertex_normals(Geometry.of(pos, face))
+    assert np.einsum("ij,ij->i", normals, pos).min() > 0.99
+    flat = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 5]], float)
+    folded = vertex_normals(Geometry.of(flat, np.array([[0, 1, 2], [0, 2, 1]])))
+    np.testing.assert_allclose(np.linalg.norm(folded, axis=1), 1.0)
+
+
+def test_edges_come_in_order_of_first_appearance():
+    face = np.array([[2, 0, 1], [1, 0, 3]])
+    edge, of_face = unique_edges(face)
+    assert edge.tolist() == [[0, 2], [0, 1], [1, 2], [0, 3], [1, 3]]
+    assert of_face.tolist() == [[0, 1, 2], [1, 3, 4]]
+
+
+# ---- check and repair ----
+
+TETRA = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
+FACES = np.array([[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+
+
+def broken(name):
+    pos, face = TETRA.copy(), FACES.copy()
+    if name == "NaN or infinite vertices":
+        pos[1, 2] = np.nan
+    elif name == "face indices out of range":
+        face[0, 0] = 9
+    elif name == "zero faces":
+        face = face[:0]
+    elif name == "no vertices":
+        pos = pos[:0]
+    elif name == "degenerate faces":
+        face = np.concatenate([face, [[0, 0, 1]]])
+    elif name == "duplicate faces":
+        face = np.concatenate([face, face[:1, [1, 2, 0]]])
+    elif name == "unreferenced vertices":
+        pos = np.concatenate([pos, [[5, 5, 5]]])
+    elif name == "non-manifold edges":
+        pos = np.concatenate([pos, [[1, 1, -1]]])
+        face = np.concatenate([face, [[0, 1, 4]]])
+    elif name == "components":
+        pos = np.concatenate([pos, pos + 5])
+        face = np.concatenate([face, face + 4])
+    return pos, face
+
+
+def test_a_sound_mesh_has_no_defect():
+    assert not checks.check(TETRA, FACES) and str(checks.check(TETRA, FACES)) == ""
+
+
+@pytest.mark.parametrize("name", [*checks.FATAL, *checks.MENDED, *checks.KEPT])
+def test_every_defect_is_named(name):
+    defects = checks.check(*broken(name))
+    assert name in defects.count and name in str(defects)
+
+
+@pytest.mark.parametrize("name", checks.MENDED)
+def test_what_can_be_mended_is(name):
+    pos, face = broken(name)
+    mended = checks.repair(pos, face)
+    assert not checks.check(mended.pos, mended.face)
+    np.testing.assert_array_equal(pos[mended.vertex], mended.pos)
+    assert len(mended.face_index) == len(mended.face) == 4
+
+
+@pytest.mark.parametrize("name", checks.FATAL)
+def test_what_cannot_be_mended_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=name):
+        checks.repair(*broken(name))
+
+
+# ---- re-meshing ----
+
+
+def test_subdivision_keeps_the_surface():
+    pos, face = icosphere(1)
+    finer, faces = subdivide(pos, face)
+    assert len(faces) == 4 * len(face)
+    assert face_areas(finer, faces).sum() == pytest.approx(face_areas(pos, face).sum())
+
+
+def test_simplification_reaches_its_size():
+    small, faces = simplify(*icosphere(4), 400)
+    mended = checks.repair(small, faces)
+    assert 350 < len(mended.pos) < 450
+    assert np.abs(np.linalg.norm(mended.pos, axis=1) - 1).max() < 0.03
+
+
+def test_remeshing_keeps_the_surface_and_none_of_the_vertices():
+    pos, face = icosphere(3)
+    new, faces = remesh(pos, face, 500, np.random.default_rng(0))
+    mended = checks.repair(new, faces)
+    assert not checks.check(mended.pos, mended.face) and 400 < len(mended.pos) <= 500
+    area = face_areas(pos, face).sum()
+    assert face_areas(mended.pos, mended.face).sum() == pytest.approx(area, rel=0.03)
+    from scipy.spatial import cKDTree
+
+    assert np.median(cKDTree(pos).query(mended.pos)[0]) > 1e-3
+
+
+# ---- cache ----
+
+
+def test_the_cache_computes_once_and_returns_the_same_bits(tmp_path):
+    geometry = Geometry.of(*icosphere(2))
+    first = Cache(tmp_path)
+    a = first.need(Spectrum(32), geometry)
+    assert (first.hits, first.misses) == (0, 1)
+    b = first.need(Spectrum(32), geometry)
+    assert (first.hits, first.misses) == (1, 1)
+    fresh = compute(Spectrum(32), geometry)
+    for name in ("evals", "evecs", "mass"):
+        assert np.array_equal(a[name], b[name]) and np.array_equal(a[name], fresh[name])
+        assert a[name].dtype == np.float32
+
+
+def test_float64_input_hits(tmp_path):
+    pos, face = icosphere(2)
+    pos = pos + np.pi / 10  # not representable in float32
+    cache = Cache(tmp_path)
+    cache.need(Mass(), Geometry.of(pos, face))
+    cache.need(Mass(), Geometry.of(pos.astype(np.float32), face.astype(np.int32)))
+    assert (cache.hits, cache.misses) == (1, 1)
+
+
+def test_everything_that_changes_the_result_changes_the_key(tmp_path):
+    pos, face = icosphere(2)
+    cache = Cache(tmp_path)
+    cache.need(Gradient(), Geometry.of(pos, face))
+    cache.need(Gradient(), Geometry.of(pos * 1.001, face))
+    cache.need(Gradient(), Geometry.of(pos, face[:, [1, 2, 0]]))
+    cache.need(Gradient(), Geometry.of(pos, face, "robust"))
+    cache.need(Spectrum(32), Geometry.of(pos, face))
+    cache.need(Spectrum(64), Geometry.of(pos, face))
+    assert (cache.hits, cache.misses) == (0, 6)
+
+
+def test_a_file_cut_in_half_is_computed_again_and_said(tmp_path, caplog):
+    geometry = Geometry.of(*icosphere(2))
+    cache = Cache(tmp_path)
+    whole = cache.need(Mass(), geometry)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with caplog.at_level(logging.WARNING):
+        again = Cache(tmp_path).need(Mass(), geometry)
+    assert np.array_equal(whole["mass"], again["mass"])
+    assert str(file) in caplog.text and "computing it again" in caplog.text
+    assert Cache(tmp_path)._read(file) is not None
+
+
+def _race(folder):
+    cache = Cache(folder)
+    cache.need(Spectrum(32), Geometry.of(*icosphere(3)))
+    return cache.misses
+
+
+def test_parallel_jobs_compute_a_key_once(tmp_path):
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        misses = pool.map(_race, [tmp_path] * 3)
+    assert sum(misses) == 1
+    assert [p.suffix for p in tmp_path.rglob("*") if p.is_file()] == [".safetensors"]
+
+
+def test_space_is_counted_and_freed(tmp_path):
+    cache = Cache(tmp_path)
+    cache.need(Mass(), Geometry.of(*icosphere(1)))
+    cache.need(Gradient(), Geometry.of(*icosphere(1)))
+    assert {f.split("/")[1]: n for f, (n, _) in cache.size().items()} == {"mass": 1, "gradient": 1}
+    assert cache.clean("old") == 0 and cache.clean("mass") > 0
+    assert list(cache.size()) == ["v1/gradient"]

@@ -1,0 +1,461 @@
+"""Runs from the outside: trained, skipped, resumed, evaluated, refused; on tiny creatures."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import FACES_OF_TETRA as FACES
+from conftest import TETRA, write_off
+from hydra.core.global_hydra import GlobalHydra
+
+from geodl import modes, record
+from geodl.build import compose
+from geodl.errors import UserError
+from geodl.run import run
+
+TINY = ["data.size=tiny", "encoder.points=64", "batch_size=5"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    return tmp_path
+
+
+def composed(*words):
+    return compose([*TINY, *words])
+
+
+def go(*words):
+    cfg = composed(*words)
+    run(cfg)
+    return record.run_folder(cfg)
+
+
+def geodl(*words, cwd, code=0):
+    command = [sys.executable, "-m", "geodl", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
+
+
+def weights(folder, name="last.ckpt"):
+    return torch.load(folder / name, weights_only=True)["state_dict"]
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_run_leaves_everything_and_is_skipped_the_second_time(here, capsys):
+    folder = go("epochs=2", "test=[clean,remeshed_rotated]")
+    for name in (
+        "config.yaml",
+        "result.json",
+        "metrics.csv",
+        "last.ckpt",
+        "eval/clean.json",
+        "eval/clean.csv",
+        "eval/remeshed_rotated.json",
+        "figures/learning_curves.png",
+        "figures/confusion-clean.png",
+        "figures/gallery-clean.png",
+    ):
+        assert (folder / name).stat().st_size > 50, name
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "done" and result["epochs"] == 2 and result["parameters"] > 1000
+    assert result["protocol"] == "creatures-tiny-v1-seed0" and len(result["split_checksum"]) == 16
+    assert set(result["eval"]) == {"clean", "remeshed_rotated"}
+    assert result["eval"]["clean"]["shapes"] == 8 and result["peak_memory_mb"] > 50
+    assert str(here) not in json.dumps(result), "results carry no path of the machine"
+    stamp = (folder / "last.ckpt").stat().st_mtime_ns
+    capsys.readouterr()
+    go("epochs=2", "test=[clean,remeshed_rotated]")
+    assert "skipped, finished before" in capsys.readouterr().out
+    assert (folder / "last.ckpt").stat().st_mtime_ns == stamp
+
+    # A new test set is evaluated without training.
+    go("epochs=2", "test=[clean,rotated]")
+    assert (folder / "last.ckpt").stat().st_mtime_ns == stamp
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result["eval"]) == {"clean", "remeshed_rotated", "rotated"}
+
+    # The ledger is enough to know that it is finished.
+    entry = record.to_ledger(folder, Path("docs/results/runs"))
+    assert entry is not None and entry.stat().st_size < 20_000
+    shutil.rmtree("outputs")
+    capsys.readouterr()
+    go("epochs=2")
+    assert str(entry) in capsys.readouterr().out and not folder.exists()
+
+    # force=true trains again, to the same weights.
+    again = go("epochs=2", "force=true")
+    assert (again / "last.ckpt").is_file()
+
+
+def test_training_is_deterministic_and_seeds_differ(here):
+    a = weights(go("epochs=2", "figures=false", "augment=[so3,jitter]"))
+    shutil.rmtree("outputs")
+    b = weights(go("epochs=2", "figures=false", "augment=[so3,jitter]"))
+    c = weights(go("epochs=2", "figures=false", "augment=[so3,jitter]", "seed=1"))
+    assert same(a, b) and not same(a, c)
+
+
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(here, monkeypatch):
+    words = (
+        "epochs=4",
+        "figures=false",
+        "augment=[so3,scale]",
+        "schedule=cosine",
+        "select=val",
+        "encoder.dropout=0.3",
+    )
+    whole = go(*words)
+    unbroken = weights(whole), weights(whole, "best.ckpt"), (whole / "metrics.csv").read_text()
+    shutil.rmtree("outputs")
+
+    from geodl.history import History
+
+    original = History.on_train_epoch_end
+
+    def dies(self, trainer, module):
+        original(self, trainer, module)
+        if trainer.current_epoch == 1:
+            raise RuntimeError("power cut")
+
+    monkeypatch.setattr(History, "on_train_epoch_end", dies)
+    with pytest.raises(RuntimeError, match="power cut"):
+        go(*words)
+    folder = record.run_folder(composed(*words))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "failed" and "power cut" in result["traceback"]
+    # metrics of an epoch that the checkpoint does not know are cut off again
+    (folder / "metrics.csv").write_text((folder / "metrics.csv").read_text() + "9,9,9\n")
+    monkeypatch.setattr(History, "on_train_epoch_end", original)
+    assert go(*words) == folder
+    assert same(weights(folder), unbroken[0]) and same(weights(folder, "best.ckpt"), unbroken[1])
+
+    def without_seconds(text):
+        rows = [line.split(",") for line in text.splitlines()]
+        drop = rows[0].index("seconds")
+        return [r[:drop] + r[drop + 1 :] for r in rows]
+
+    assert without_seconds((folder / "metrics.csv").read_text()) == without_seconds(unbroken[2])
+
+
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
+    words = ["-m", *TINY, "epochs=6", "figures=false", "seed=0,1,2"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "geodl", *words],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    limit = time.time() + 240
+    while time.time() < limit:  # until run 3 has two epochs
+        files = list(tmp_path.glob("outputs/*/*/*/*-s2/metrics.csv"))
+        if files and len(files[0].read_text().splitlines()) >= 3:
+            break
+        time.sleep(0.02)
+    os.killpg(sweep.pid, signal.SIGKILL)
+    sweep.wait()
+    third = files[0].parent
+    assert record.read_result(third)["status"] == "running"
+    assert not list(third.glob("*.json.*")) and (third / "last.ckpt").is_file()
+    done = geodl(*words, cwd=tmp_path)
+    assert "0 done, 2 skipped, 1 resumed, 0 failed" in done.stdout
+    broken = weights(third)
+    shutil.rmtree(third)
+    geodl(*words[1:-1], "seed=2", cwd=tmp_path)
+    assert same(weights(third), broken)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["outputs"]
+
+
+def test_a_failing_job_keeps_its_traceback_and_the_sweep_goes_on(tmp_path):
+    words = ["-m", *TINY, "epochs=2", "figures=false", "optim.lr=1e20,0.001"]
+    done = geodl(*words, cwd=tmp_path, code=1)
+    assert "1 done, 0 skipped, 0 resumed, 1 failed" in done.stdout
+    results = [json.loads(p.read_text()) for p in tmp_path.glob("outputs/*/*/*/*/result.json")]
+    assert sorted(r["status"] for r in results) == ["done", "failed"]
+    assert any("NotFinite" in r.get("traceback", "") for r in results)
+
+
+def test_evaluating_a_checkpoint_gives_the_numbers_of_training(here, capsys):
+    folder = go("epochs=2", "figures=false", "test=[clean,train]")
+    trained = json.loads((folder / "result.json").read_text())["eval"]
+    for file in (folder / "eval").iterdir():
+        file.unlink()
+    modes.evaluate(compose([f"ckpt={folder / 'last.ckpt'}", "mode=eval", "test=[clean,train]"]))
+    for name in ("clean", "train"):
+        again = json.loads((folder / "eval" / f"{name}.json").read_text())
+        assert again["scores"] == trained[name]["scores"]
+        assert len(again["confusion"]) == 8
+    # The same weights with their experiment, as if they came from elsewhere.
+    torch.save(weights(folder), here / "w.pth")
+    modes.evaluate(composed("epochs=2", "mode=eval", f"weights={here}/w.pth"))
+    (other,) = [p for p in Path("outputs").rglob("eval/clean.json") if p.parent.parent != folder]
+    assert json.loads(other.read_text())["scores"] == trained["clean"]["scores"]
+
+
+def test_training_accuracy_is_what_evaluation_measures(here):
+    """Without dropout and augmentation, a frozen network scores the same both ways."""
+    folder = go(
+        "epochs=1",
+        "figures=false",
+        "optim.lr=0",
+        "encoder=point_mlp",
+        "encoder.points=null",
+        "test=train",
+        "batch_size=16",
+    )
+    result = json.loads((folder / "result.json").read_text())
+    cfg, task, _ = modes.restore(folder / "last.ckpt", compose([]))
+    task.train()  # BatchNorm in training mode normalises by the batch, as the epoch did
+    from geodl.build import build_data
+
+    data = build_data(cfg)
+    data.configure(task.needs, batch_size=16)
+    batch = next(iter(data.batches("train")))
+    accuracy = (task(batch).argmax(1) == batch.category).float().mean()
+    assert result["train"]["train/acc"] == pytest.approx(float(accuracy), abs=1e-6)
+
+
+def test_fine_tuning_takes_what_fits(here, caplog):
+    folder = go("epochs=1", "figures=false")
+    cfg = composed("task=segmentation", "epochs=0", "figures=false", f"init={folder}/last.ckpt")
+    run(cfg)
+    tuned, source = weights(record.run_folder(cfg)), weights(folder)
+    assert torch.equal(tuned["encoder.early.0.0.weight"], source["encoder.early.0.0.weight"])
+    assert tuned["head.weight"].shape != source["head.weight"].shape
+    torch.save({"elsewhere.weight": torch.zeros(3)}, "other.pth")
+    with pytest.raises(UserError, match="has no tensor of this model"):
+        go("init=other.pth", "epochs=1")
+
+
+# ---- predict ----
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".off", ".npy"])
+def test_classifying_a_file_of_ones_own(here, suffix, shapes, capsys):
+    folder = go("epochs=1", "figures=false")
+    pos, face = shapes[2].pos.numpy() * 7 + 3, shapes[2].face.numpy()
+    file = here / f"mine{suffix}"
+    np.save(file, pos) if suffix == ".npy" else write_off(file, pos, face)
+    text = modes.predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", f"input={file}"]))
+    (row,) = json.loads(Path("outputs/predict/mine/predictions.json").read_text())
+    assert row["label"] in text and sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert Path("outputs/predict/mine/mine.png").stat().st_size > 1000
+    assert Path("outputs/predict/mine/predictions.csv").read_text().count("\n") == 2
+
+
+@pytest.mark.parametrize("encoder", ["pointnet", "diffusionnet"])
+def test_segmenting_a_folder_of_ones_own(here, encoder, shapes):
+    size = [] if encoder == "pointnet" else ["~encoder.points", "encoder.width=16"]
+    words = [w for w in TINY if "points" not in w or not size]
+    cfg = compose(
+        [
+            *words,
+            "task=segmentation",
+            f"encoder={encoder}",
+            "epochs=1",
+            "figures=false",
+            *[s for s in size if "~" not in s],
+        ]
+    )
+    run(cfg)
+    folder = record.run_folder(cfg)
+    (here / "in").mkdir()
+    for i, shape in enumerate(shapes[:2]):
+        pos, face = shape.pos.numpy(), shape.face.numpy()
+        if i:  # repaired inside, answered for the file as it is
+            pos, face = np.concatenate([pos, [[9, 9, 9]]]), np.concatenate([face, face[:3]])
+        write_off(here / f"in/shape{i}.obj", pos, face)
+    modes.predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", f"input={here}/in"]))
+    out = Path("outputs/predict/in")
+    import trimesh
+
+    for i, shape in enumerate(shapes[:2]):
+        labels = np.loadtxt(out / f"shape{i}.csv", dtype=int)
+        assert len(labels) == len(shape.pos) + i and labels.max() < 8
+        mesh = trimesh.load(out / f"shape{i}.ply", process=False)
+        assert len(mesh.vertices) == len(labels)
+        colors = {tuple(c) for c in mesh.visual.vertex_colors[:, :3].tolist()}
+        assert len(colors) == len(set(labels))
+    assert len(json.loads((out / "predictions.json").read_text())) == 2
+
+
+def test_loggers_and_early_stopping(here):
+    folder = go(
+        "epochs=3",
+        "figures=false",
+        "logger=tensorboard",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "optim.lr=0",
+        "encoder.dropout=0",
+    )
+    result = json.loads((folder / "result.json").read_text())
+    assert result["epochs"] == 2, "val/acc did not rise once"
+    assert list(Path("outputs/tensorboard").rglob("events.*"))
+
+
+# ---- mistakes: one sentence, exit code 2, nothing half-written ----
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["encoder=pointnett"], "encoder=pointnett does not exist: did you mean pointnet?"),
+        (["sede=1"], "sede is not an option: did you mean seed?"),
+        (["encoder.dropuot=1"], "encoder.dropuot is not an option: did you mean encoder.dropout?"),
+        (["mode=trian"], "mode=trian is not known: did you mean train?"),
+        (["seed=abc"], "seed=abc must be a whole number"),
+        (["epochs=-1"], "epochs=-1 must be a whole number of 0 or more"),
+        (["experiment=human_seg/nothing"], "experiment=human_seg/nothing does not exist"),
+        (["=3"], "cannot be understood"),
+        (["select=best"], "choose last, val or test"),
+        (["mode=eval"], "mode=eval needs ckpt="),
+        (["mode=predict", "ckpt=x.ckpt"], "needs ckpt=<a .ckpt file> and input="),
+        (
+            ["mode=eval", "ckpt=x.ckpt", "encoder=diffusionnet"],
+            "encoder=diffusionnet cannot be given",
+        ),
+        (["mode=eval", "ckpt=x.ckpt", "encoder.points=3"], "encoder.points=3 cannot be given"),
+        (["weights=nowhere.pth"], "nowhere.pth does not exist"),
+    ],
+)
+def test_mistakes_in_words(words, message, tmp_path):
+    import re
+
+    done = geodl(*words, cwd=tmp_path, code=2)
+    assert re.search(re.escape(message).replace(r"\|", "|"), done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_traceback_on_request(tmp_path):
+    assert "Traceback" in geodl("seed=abc", "debug=trace", cwd=tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task=segmentation", "encoder=flat_mlp"], "FlatMLP gives one answer per whole"),
+        (["data=human_seg", "paths.archives=null"], "data set human_seg is not in"),
+        (["select=val", "data=folder", "data.folder=mine"], "has no val split|select=val"),
+        (["features=hks", "features.k=9999"], "9999 eigenpairs"),
+        (["encoder=diffusionnet", "augment=jitter"], "augment.copies=n"),
+        (["trainer=gpu"], "there is none here"),
+    ],
+)
+def test_mistakes_in_combination(words, message, here):
+    import re
+
+    if torch.cuda.is_available() and "trainer=gpu" in words:
+        pytest.skip("there is a GPU")
+    for i in range(4):
+        write_off(here / f"mine/a/{i}.off", TETRA, FACES)
+    base = [w for w in TINY if w.split("=")[0] not in ("data.size", "encoder.points")]
+    size = ["data.size=tiny"] if not any(w.startswith("data=") for w in words) else []
+    cfg = compose([*base, *size, *words, "epochs=1", f"paths.data={here}/data"])
+    with pytest.raises(UserError) as error:
+        run(cfg)
+    assert re.search(message, str(error.value)), error.value
+    assert not list(here.rglob("*.part")) and not list(here.rglob("*.ckpt"))
+
+
+def test_weights_of_another_size_are_refused(here):
+    words = ("encoder=flat_mlp", "epochs=1", "figures=false")
+    folder = go(*words)
+    with pytest.raises(UserError, match=r"shape \(512, 192\), expected \(512, 384\)"):
+        go(*words, "encoder.points=128", f"weights={folder}/last.ckpt")
+
+
+def test_checkpoints_that_cannot_be_used(here):
+    folder = go("epochs=1", "figures=false")
+    content = torch.load(folder / "last.ckpt", weights_only=True)
+    content["geodl"]["format"] = 99
+    torch.save(content, "newer.ckpt")
+    torch.save({"state_dict": {}}, "other.ckpt")
+    Path("cut.ckpt").write_bytes((folder / "last.ckpt").read_bytes()[:2000])
+    for name, message in (
+        ("newer.ckpt", r"newer.ckpt has format 99, .*upgrade"),
+        ("other.ckpt", "no checkpoint of geodl"),
+        ("cut.ckpt", "truncated"),
+        ("none.ckpt", "does not exist"),
+    ):
+        with pytest.raises(UserError, match=message):
+            modes.evaluate(compose([f"ckpt={name}", "mode=eval"]))
+
+
+def test_a_place_that_cannot_be_written_to(here):
+    Path("file").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be written to .*paths.outputs"):
+        go("epochs=1", "paths.outputs=file")
+
+
+def test_nan_stops_with_names_and_keeps_the_epoch_before(here, monkeypatch):
+    from geodl.tasks.classification import Classification
+
+    original = Classification.losses
+
+    def losses(self, prediction, batch):
+        found = original(self, prediction, batch)
+        if self.training and self.current_epoch == 1:
+            found["cross_entropy"] = found["cross_entropy"] * float("nan")
+        return found
+
+    monkeypatch.setattr(Classification, "losses", losses)
+    with pytest.raises(UserError, match=r"loss is nan at step 3 \(epoch 1\) for \w+-00\d, "):
+        go("epochs=3", "figures=false")
+    folder = record.run_folder(composed("epochs=3", "figures=false"))
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 0
+    assert record.read_result(folder)["status"] == "failed"
+
+
+def test_two_processes_do_not_train_one_run(here):
+    from filelock import FileLock
+
+    folder = record.run_folder(composed("epochs=1"))
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(UserError, match="by another process"):
+        go("epochs=1")
+
+
+@pytest.mark.parametrize(
+    ("pos", "face", "message"),
+    [
+        (TETRA * [np.nan, 1, 1], FACES, "NaN or infinite vertices"),
+        (TETRA, np.array([[0, 1, 9]]), "out of range|cannot be read"),
+        (TETRA, FACES[:0], "zero faces"),
+    ],
+)
+def test_predict_names_what_is_wrong_with_a_mesh(here, pos, face, message):
+    folder = go("epochs=1", "figures=false")
+    write_off(here / "bad.off", pos, face)
+    with pytest.raises(UserError, match=message) as error:
+        modes.predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", "input=bad.off"]))
+    assert "bad.off" in str(error.value)
+    assert not list(Path("outputs").rglob("predict/bad/*"))
+
+
+def test_prepare_reports_and_cleans(here):
+    text = modes.prepare(composed("mode=prepare", "features=hks", "features.k=32", "paths.cache=c"))
+    assert "32 shapes: 0 cache hits" in text.replace("64 computed", "64 computed")
+    assert "spectrum: 32 files" in text
+    again = modes.prepare(
+        composed("mode=prepare", "features=hks", "features.k=32", "paths.cache=c")
+    )
+    assert " 0 computed" in again
+    assert "freed" in modes.prepare(composed("mode=prepare", "clean=all", "paths.cache=c"))
+    assert not list(Path("c").rglob("*.safetensors"))

@@ -1,0 +1,140 @@
+import pytest
+import torch
+from conftest import labelled_on
+
+from geodl.build import build_task, compose
+from geodl.encoders.base import Encoding
+from geodl.errors import UserError
+from geodl.metrics import BodyAccuracy, PartIoU
+from geodl.shape import ShapeBatch
+from geodl.spec import DataSpec, Points
+from geodl.tasks.base import Prediction
+from geodl.tasks.classification import balanced, mean_recall
+
+SPEC = DataSpec(
+    classes=tuple("abcdefgh"),
+    parts=("body", "head", "leg", "arm", "wing", "tail", "fin", "feeler"),
+    label_on="vertex",
+)
+
+
+def task(*overrides, spec=SPEC):
+    return build_task(compose(list(overrides)), spec)
+
+
+@pytest.mark.parametrize("encoder", ["point_mlp", "pointnet", "pointnet_tnets", "diffusionnet"])
+@pytest.mark.parametrize("on", ["vertex", "face", "edge"])
+@pytest.mark.parametrize("points", [None, 100])
+def test_every_encoder_learns_every_kind_of_label(encoder, on, points, shapes):
+    from geodl.data.base import sampled
+
+    if points and encoder == "diffusionnet":
+        pytest.skip("diffusionnet reads the vertices")
+    size = [f"encoder.points={points or 'null'}"] if encoder != "diffusionnet" else []
+    model = task(
+        "task=segmentation",
+        f"encoder={encoder}",
+        *size,
+        spec=DataSpec(parts=SPEC.parts, label_on=on),
+    )
+    picked = [labelled_on(s, on) for s in shapes[:3]]
+    if points:
+        assert model.needs.find(Points)
+        picked = [sampled(s, points, on, None) for s in picked]
+    batch = ShapeBatch.pack(picked)
+    prediction = model.predict(batch)
+    assert prediction.logits.shape == (len(batch.label), 8)
+    sum(model.losses(prediction, batch).values()).backward()
+    result = model.evaluate([batch])
+    assert 0 <= result.scores["acc"] <= 1 and result.shapes == 3
+    assert len(result.details["per_class"]) == 8
+
+
+def test_impossible_pairs_are_refused_in_one_sentence():
+    for words, message in (
+        (("task=segmentation", "encoder=flat_mlp"), "FlatMLP gives one answer per whole"),
+        (("task=classification",), "needs one class per shape"),
+    ):
+        spec = SPEC if "segmentation" in words[0] else DataSpec(parts=("a",), label_on="face")
+        with pytest.raises(UserError, match=message) as error:
+            task(*words, spec=spec)
+        assert str(error.value).count("\n") == 0
+    with pytest.raises(UserError, match="needs labels on vertices"):
+        task("task=segmentation", spec=DataSpec(classes=("a", "b")))
+
+
+def test_part_iou_by_hand():
+    metric = PartIoU(((0, 1), (2, 3, 4)))
+    logits = torch.tensor([[0.1, 0.2, 9, 0, 0], [0.3, 0.2, 9, 0, 0], [0.0, 1, 9, 0, 0]])
+    metric.update(logits, torch.tensor([1, 1, 1]), 0)  # predicted 1 0 1 in spite of part 2's logits
+    metric.update(torch.eye(5)[[2, 2]], torch.tensor([2, 2]), 1)  # parts 3, 4 absent from both: 1
+    scores = metric.compute()
+    shape = (2 / 3 + 0.0) / 2
+    assert scores["instance_miou"] == pytest.approx((shape + 1) / 2)
+    assert scores["class_miou"] == pytest.approx((shape + 1) / 2)
+
+
+def test_body_accuracies_by_hand():
+    metric = BodyAccuracy()
+    logits = torch.tensor([[4.0, 0.0], [0.0, 2.0]])  # faces: part 0 (surely), part 1
+    edge_face = torch.tensor([[0, 0], [0, 1], [1, 1]])
+    edge_label = torch.tensor([0, 1, 1])
+    soft = torch.tensor([[1.0, 0], [1, 1], [0, 1]])
+    area = torch.tensor([1.0, 2.0, 1.0])
+    metric.update(logits, torch.tensor([0, 0]), edge_face, edge_label, soft, area)
+    scores = {k: float(v) for k, v in metric.compute().items()}
+    # The middle edge: mean of (.98, .02) and (.12, .88) is part 0: wrong by its label, allowed.
+    assert scores == pytest.approx({"face_acc": 0.5, "hard_edge_acc": 2 / 3, "soft_edge_acc": 1.0})
+
+
+def test_balanced_weights_and_mean_recall():
+    weight = balanced([torch.tensor([0, 0, 0, 1])], 3)
+    torch.testing.assert_close(weight, torch.tensor([4 / 6, 2.0, 0.0]))
+    confusion = torch.tensor([[3, 1, 0], [0, 2, 0], [0, 0, 0]])
+    assert mean_recall(confusion) == pytest.approx((0.75 + 1) / 2)
+
+
+def test_class_weights_are_fitted_and_stored(shapes):
+    model = task("task=segmentation", "task.class_weights=balanced", "encoder=point_mlp")
+    batch = ShapeBatch.pack(shapes)
+    model.fit([batch])
+    assert "weight" in model.state_dict() and model.weight.max() > 1
+    assert "weight" not in task("task=segmentation", "encoder=point_mlp").state_dict()
+
+
+def test_voting_averages_over_rotations(shapes):
+    model = task("task.votes=4", "encoder.points=null").eval()
+    batch = ShapeBatch.pack(shapes[:2])
+    voted = model.predict_eval(batch).logits.exp()
+    torch.testing.assert_close(voted.sum(1), torch.ones(2))
+    from geodl.augment import axis_rotation
+
+    turned = batch.rotated(axis_rotation("y", torch.pi / 2))
+    torch.testing.assert_close(model.predict_eval(turned).logits.exp(), voted, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(model.predict(turned).logits, model.predict(batch).logits, atol=1e-4)
+
+
+def test_label_smoothing_and_encoder_losses_enter_the_loss(shapes):
+    batch = ShapeBatch.pack(shapes)
+    model = task("encoder=pointnet_tnets", "encoder.points=null", "task.label_smoothing=0.5")
+    losses = model.losses(model.predict(batch), batch)
+    assert set(losses) == {"cross_entropy", "orthogonality"}
+    logits = torch.eye(8)[batch.category] * 50
+    assert model.losses(Prediction(logits), batch)["cross_entropy"] > 5
+
+
+def test_an_encoding_that_is_missing_is_an_error():
+    with pytest.raises(ValueError, match="nothing at 'face'"):
+        Encoding().at("face")
+
+
+def test_weights_that_do_not_fit_are_refused_key_by_key(tmp_path):
+    model = task("encoder=flat_mlp", "encoder.points=64")
+    other = task("encoder=flat_mlp", "encoder.points=32").state_dict()
+    with pytest.raises(UserError, match=r"encoder.layers.0.weight has shape \(512, 96\)"):
+        model.load_strict(other, tmp_path / "w.pth")
+    state = model.state_dict()
+    state.pop("head.bias")
+    with pytest.raises(UserError, match="it lacks head.bias"):
+        model.load_strict(state, tmp_path / "w.pth")
+    model.load_strict({**state, "head.bias": torch.zeros(8)}, tmp_path / "w.pth")
