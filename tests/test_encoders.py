@@ -179,17 +179,30 @@ def test_spectral_diffusion_has_two_ways_that_agree(shapes, monkeypatch):
     torch.testing.assert_close(*values, atol=1e-5, rtol=1e-4)
 
 
-def test_gradients_are_those_of_autograd(shapes):
-    from geodl.encoders.diffusionnet import _gradient
+@pytest.mark.parametrize("rotates", [True, False])
+def test_gradient_features_equal_their_definition_and_its_derivatives(shapes, rotates):
+    from geodl.encoders.diffusionnet import GradientFeatures, _gradient
 
     batch = ShapeBatch.pack(shapes[:2])
-    x = torch.randn(batch.pos.shape[0], 2, requires_grad=True)
-    gx, gy = _gradient(x, batch)
-    (gx.square().sum() + gy.sin().sum()).backward()
-    own, x.grad = x.grad, None
-    dense_x, dense_y = batch.ops.grad_x.to_dense(), batch.ops.grad_y.to_dense()
-    ((dense_x @ x).square().sum() + (dense_y @ x).sin().sum()).backward()
-    torch.testing.assert_close(own, x.grad, rtol=1e-3, atol=1e-2)
+    n, c = batch.pos.shape[0], 4
+    inputs = [0.02 * torch.randn(n, c), torch.randn(c, c), torch.randn(c, c) if rotates else None]
+    own, plain = (
+        [None if t is None else t.clone().requires_grad_() for t in inputs] for _ in range(2)
+    )
+    value = GradientFeatures.apply(*own, *_gradient(batch))
+    x, real, imaginary = plain
+    gx, gy = batch.ops.grad_x.to_dense() @ x, batch.ops.grad_y.to_dense() @ x
+    bx, by = gx @ real.T, gy @ real.T
+    if rotates:
+        bx, by = bx - gy @ imaginary.T, by + gx @ imaginary.T
+    wanted = torch.tanh(gx * bx + gy * by)
+    torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-3)
+    weight = torch.randn_like(wanted)
+    (value * weight).sum().backward()
+    (wanted * weight).sum().backward()
+    for a, b in zip(own, plain, strict=True):
+        if a is not None:
+            torch.testing.assert_close(a.grad, b.grad, atol=2e-3 * b.grad.abs().max(), rtol=1e-2)
 
 
 def test_bfloat16_runs_on_the_cpu(shapes):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from geodl.encoders.base import Encoder, Encoding
 from geodl.errors import UserError
@@ -18,28 +19,60 @@ from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Out, Spectrum
 PADDING = 1.25
 
 
-class SparseApply(torch.autograd.Function):
-    """y = A x for a fixed sparse A: compressed rows forward, compressed rows of A^T backward.
+class GradientFeatures(torch.autograd.Function):
+    """tanh(<g, A g>) per channel, where g is the gradient of x and A a complex matrix.
 
-    torch's own sparse product transposes and sorts A in every backward pass, and refuses bfloat16.
+    One function instead of a chain of operations: the sparse product takes compressed rows of the
+    matrix forward and of its transpose backward (torch would transpose and sort it in every step,
+    and refuses bfloat16), and the dense ones handle both components at once.
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
-        ctx.transposed = transposed
-        ctx.dtype = x.dtype
-        return (matrix @ x.to(matrix.dtype)).to(x.dtype)
+    def forward(
+        ctx: Any, x: Tensor, real: Tensor, imaginary: Tensor | None, rows: Tensor, columns: Tensor
+    ) -> Tensor:
+        """x (n c); real, imaginary (c c); rows (2n n) and its transpose (n 2n), both CSR."""
+        n, c = x.shape
+        with torch.autocast(x.device.type, enabled=False):
+            x, re = x.to(rows.dtype), real.to(rows.dtype)
+            flat = rows @ x
+            turned = (flat @ re.T).view(2, n, c)
+            parts = flat.view(2, n, c)
+            if imaginary is not None:
+                im = imaginary.to(rows.dtype)
+                turned[0].addmm_(parts[1], im.T, alpha=-1)
+                turned[1].addmm_(parts[0], im.T)
+            out = torch.addcmul(parts[0] * turned[0], parts[1], turned[1]).tanh_()
+        ctx.save_for_backward(parts, turned, out, real, imaginary)
+        ctx.columns = columns
+        return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None, Tensor]:
-        (grad,) = grads
-        matrix: Tensor = ctx.transposed
-        with torch.autocast(grad.device.type, enabled=False):
-            return None, None, (matrix @ grad.contiguous().to(matrix.dtype)).to(ctx.dtype)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+        parts, turned, out, real, imaginary = ctx.saved_tensors
+        n, c = out.shape
+        with torch.autocast(out.device.type, enabled=False):
+            slope = grads[0].to(out.dtype)
+            slope = torch.addcmul(slope, slope * out, out, value=-1)
+            # The derivative of <g, A g> by g is A g + A^H g, both scaled by the incoming slope.
+            scaled = parts * slope
+            flat = scaled.view(2 * n, c)
+            total = turned * slope
+            total.view(2 * n, c).addmm_(flat, real.to(out.dtype))
+            to_real = (flat.T @ parts.view(2 * n, c)).to(real.dtype)
+            to_imaginary = None
+            if imaginary is not None:
+                im = imaginary.to(out.dtype)
+                total[0].addmm_(scaled[1], im)
+                total[1].addmm_(scaled[0], im, alpha=-1)
+                to_imaginary = scaled[1].T @ parts[0] - scaled[0].T @ parts[1]
+                to_imaginary = to_imaginary.to(imaginary.dtype)
+            x = ctx.columns @ total.view(2 * n, c)
+        return x, to_real, to_imaginary, None, None
 
 
-def _gradient(x: Tensor, batch: ShapeBatch) -> tuple[Tensor, Tensor]:
-    """x and y components (n c) of the gradient of x (n c), both in one sparse product."""
+def _gradient(batch: ShapeBatch) -> tuple[Tensor, Tensor]:
+    """Both gradient matrices, one below the other (2n n), and the transpose, as compressed rows."""
     if "gradient" not in batch.cache:
         gx, gy = batch.ops.grad_x, batch.ops.grad_y
         n = gx.shape[0]
@@ -55,11 +88,7 @@ def _gradient(x: Tensor, batch: ShapeBatch) -> tuple[Tensor, Tensor]:
             warnings.simplefilter("ignore", UserWarning)
             rows = both.to_sparse_csr()
             batch.cache["gradient"] = (rows, rows.t().to_sparse_csr())
-    rows, columns = batch.cache["gradient"]
-    with torch.autocast(x.device.type, enabled=False):
-        both = SparseApply.apply(rows, columns, x)
-    n = x.shape[0]
-    return both[:n], both[n:]
+    return batch.cache["gradient"]
 
 
 def _spectral(x: Tensor, time: Tensor, k: int, batch: ShapeBatch) -> Tensor:
@@ -122,14 +151,10 @@ class Block(nn.Module):
         self.real = nn.Linear(width, width, bias=False) if gradient else None
         self.imaginary = nn.Linear(width, width, bias=False) if gradient and rotation else None
         inner = 3 * width if gradient else 2 * width
-        layers: list[nn.Module] = [nn.Linear(inner, width), nn.ReLU()]
-        for last in (False, True):
-            if dropout:
-                layers.append(nn.Dropout(dropout))
-            layers.append(nn.Linear(width, width))
-            if not last:
-                layers.append(nn.ReLU())
-        self.mlp = nn.Sequential(*layers)
+        self.mix = nn.Linear(inner, width)
+        self.dropout = dropout
+        self.hidden = nn.Linear(width, width)
+        self.last = nn.Linear(width, width)
 
     def forward(self, x: Tensor, batch: ShapeBatch) -> Tensor:
         # Times below 1e-8 are set to it, not only read so: the optimiser must not walk away.
@@ -139,14 +164,19 @@ class Block(nn.Module):
             diffused = _spectral(x, self.time, self.k, batch)
         else:
             diffused = _implicit(x, self.time, batch)
-        parts = [x, diffused]
+        # A linear layer on several inputs side by side, without putting them side by side.
+        w = self.mix.weight.split(x.shape[1], dim=1)
+        y = torch.addmm(F.linear(x, w[0], self.mix.bias), diffused, w[1].T)
         if self.real is not None:
-            gx, gy = _gradient(diffused, batch)
-            bx, by = self.real(gx), self.real(gy)
-            if self.imaginary is not None:
-                bx, by = bx - self.imaginary(gy), by + self.imaginary(gx)
-            parts.append(torch.tanh(gx * bx + gy * by))
-        return x + self.mlp(torch.cat(parts, dim=1))
+            imaginary = None if self.imaginary is None else self.imaginary.weight
+            features = GradientFeatures.apply(
+                diffused, self.real.weight, imaginary, *_gradient(batch)
+            )
+            y = torch.addmm(y, features, w[2].T)
+        for layer in (self.hidden, self.last):
+            y = F.dropout(y.relu(), self.dropout, self.training)
+            y = layer(y)
+        return x + y
 
 
 class DiffusionNet(Encoder):
