@@ -18,8 +18,6 @@ _LAZY = {
     "DataSpec": "geodl.spec",
     "Needs": "geodl.spec",
     "UserError": "geodl.errors",
-    "build": "geodl.build",
-    "compose": "geodl.build",
 }
 __all__ = list(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -375,7 +375,10 @@ def _evaluate(parts: Parts, folder: Path, checkpoint: str, force: bool) -> str:
     for name in todo:
         options = cfg.test[name]
         perturb = [make("test", p, f"test.{name}", allow)() for p in (options.get("perturb") or [])]
-        evaluation = task.evaluate(data.batches(options.split, perturb), _context(cfg), GALLERY)
+        count = len(data.items(options.split))
+        shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
+        loader = data.batches(options.split, perturb)
+        evaluation = task.evaluate(loader, _context(cfg), shown)
         entry: dict[str, Any] = {
             "scores": evaluation.scores,
             "shapes": evaluation.shapes,

@@ -72,8 +72,8 @@ def operators(peer: Any, meshes: list[Geometry], runs: int) -> None:
 
 
 def training(peer: Any, paths: list[Path], vertices: int, batch: int, runs: int) -> None:
-    """Training DiffusionNet (width 64, HKS, 30 classes): a step on one packed batch against steps on
-    as many meshes one by one, which is how the authors train."""
+    """Training DiffusionNet (width 64, HKS, 30 classes): a step on one packed batch against
+    steps on as many meshes one by one, which is how the authors train."""
     cache = Cache("~/.cache/geodl/profile")
     needs = Needs.of(Spectrum(128), Gradient(), Mass())
     meshes = [

@@ -52,10 +52,13 @@ class Limb:
 
 @dataclass(frozen=True)
 class Species:
-    """A spine (bones, radius at rear and front, bend of its joints) and limbs."""
+    """A spine (bones, radius at rear and front, bend of its joints), limbs, and whether it stands
+    on its rear instead of lying along x."""
 
     spine: tuple[int, tuple[float, float], float]
     limbs: tuple[Limb, ...]
+    upright: bool = False
+    length: float = 1.0  # of the spine
 
 
 def _ring(part: str, n: int, **shape: Any) -> tuple[Limb, ...]:
@@ -71,6 +74,7 @@ SPECIES: dict[str, Species] = {
             Limb("arm", 0.9, 90, -10, 3, 0.75, (0.07, 0.05), 35),
             Limb("leg", 0.05, 140, -55, 3, 0.95, (0.09, 0.06), 28),
         ),
+        upright=True,
     ),
     "quadruped": Species(
         (3, (0.17, 0.18), 10),
@@ -130,6 +134,8 @@ SPECIES: dict[str, Species] = {
             ),
             Limb("head", 1.0, 0, 80, 1, 0.2, (0.24, 0.2), 5, pair=False),
         ),
+        upright=True,
+        length=0.35,
     ),
     "spider": Species(
         (2, (0.24, 0.14), 8),
@@ -137,6 +143,7 @@ SPECIES: dict[str, Species] = {
             Limb("head", 1.0, 0, 88, 1, 0.15, (0.11, 0.1), 8, pair=False),
             *(Limb("leg", 0.75, 70, f, 3, 1.0, (0.05, 0.035), 10, 34) for f in (40, 13, -13, -40)),
         ),
+        length=0.7,
     ),
     "ant": Species(
         (3, (0.2, 0.12), 8),
@@ -145,10 +152,13 @@ SPECIES: dict[str, Species] = {
             *(Limb("leg", 0.65, 100, f, 3, 0.75, (0.045, 0.035), 12, 24) for f in (35, 0, -35)),
             Limb("feeler", 1.12, 35, 60, 2, 0.45, (0.035, 0.03), 22),
         ),
+        length=0.85,
     ),
     "starfish": Species(
         (1, (0.16, 0.16), 0),
         _ring("arm", 5, at=0.5, forward=0, bones=3, length=0.95, radius=(0.15, 0.06), bend=20),
+        upright=True,
+        length=0.1,
     ),
     "crab": Species(
         (1, (0.26, 0.26), 0),
@@ -157,6 +167,7 @@ SPECIES: dict[str, Species] = {
             Limb("arm", 0.9, 85, 50, 3, 0.85, (0.07, 0.12), 22),
             Limb("feeler", 1.0, 25, 50, 1, 0.22, (0.04, 0.035), 20),
         ),
+        length=0.25,
     ),
 }
 
@@ -190,7 +201,7 @@ def _chain(
         heading = _rotation(axis, rng.normal(0.0, bend * (0.5 if i == 0 else 0.8))) @ heading
         side = np.cross(heading, [0.0, 1.0, 0.0])
         if i and np.linalg.norm(side) > 1e-3:
-            heading = _rotation(side, -curl) @ heading
+            heading = _rotation(side, curl) @ heading
         joints.append(joints[-1] + heading * length / bones)
     return np.array(joints)
 
@@ -209,11 +220,10 @@ class Skeleton:
 def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
     """A random individual in a random pose. The joints come in a fixed order per species."""
     bones, (rear, front), bend = species.spine
-    upright = all(limb.pair is False for limb in species.limbs) and len(species.limbs) > 4
-    forward = np.array([0.0, 1.0, 0.0]) if upright else np.array([1.0, 0.0, 0.0])
-    up = np.array([1.0, 0.0, 0.0]) if upright else np.array([0.0, 1.0, 0.0])
+    x, y = np.eye(3)[:2]
+    forward, up = (y, x) if species.upright else (x, y)
     left = np.cross(up, forward)
-    size = rng.uniform(0.85, 1.15)
+    size = species.length * rng.uniform(0.85, 1.15)
     spine = _chain(-0.5 * forward * size, forward, bones, size, bend, 0.0, rng)
     a, b, radius, part, joints = [], [], [], [], [spine]
     fat = rng.uniform(0.85, 1.2)

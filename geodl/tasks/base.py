@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,9 +180,10 @@ class Task(L.LightningModule):
         self,
         loader: Iterable[ShapeBatch],
         precision: Callable[[], Any] | None = None,
-        keep: int = 0,
+        keep: Collection[int] = (),
     ) -> Evaluation:
-        """Metrics over all batches of a loader, in eval mode; ``keep`` shapes with their logits."""
+        """Metrics over all batches of a loader, in eval mode; the shapes whose places in the loader
+        are in ``keep`` come back with their logits."""
         was_training = self.training
         self.eval()
         meters = nn.ModuleDict(self.make_meters()).to(self.device)
@@ -197,18 +198,20 @@ class Task(L.LightningModule):
                 for name, value in self.losses(prediction, batch).items():
                     losses[name] = losses.get(name, 0.0) + float(value) * len(batch)
             self.measure(meters, prediction, batch)
-            shapes += len(batch)
-            if len(kept) < keep:
-                for shape, logits in zip(
-                    batch.to("cpu").unpack(), self.split(prediction.logits, batch), strict=True
+            if any(place in keep for place in range(shapes, shapes + len(batch))):
+                rows = self.split(prediction.logits.cpu(), batch)
+                for place, pair in enumerate(
+                    zip(batch.to("cpu").unpack(), rows, strict=True), shapes
                 ):
-                    kept.append((shape, logits.cpu()))
+                    if place in keep:
+                        kept.append(pair)
+            shapes += len(batch)
         self.train(was_training)
         if shapes == 0:
             raise UserError("this split has no shapes: choose another test set.")
         scores = {k: v / shapes for k, v in losses.items()}
         scores["loss"] = sum(scores.values())
-        return Evaluation(scores | self.scores(meters), self.details(meters), shapes, kept[:keep])
+        return Evaluation(scores | self.scores(meters), self.details(meters), shapes, kept)
 
     def predict_eval(self, batch: ShapeBatch) -> Prediction:
         """``predict``, with whatever a task does at test time only (voting)."""

@@ -1,0 +1,123 @@
+"""On real data, where GEODL_ARCHIVES has it: what miniatures cannot show."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from geodl.data.human_seg import HumanSeg
+from geodl.data.modelnet import ModelNet
+from geodl.data.princeton import Princeton
+from geodl.data.rna import RNA
+from geodl.ops import check as checks
+from geodl.ops.geometry import Geometry
+from geodl.ops.laplacian import laplacian
+from geodl.ops.spectrum import spectrum
+from geodl.spec import Gradient, Mass, Needs, Spectrum
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def real(paths):
+    def get(archive):
+        folder = os.environ.get("GEODL_ARCHIVES")
+        if folder is None or not (Path(folder) / archive).is_file():
+            pytest.skip(f"GEODL_ARCHIVES has no {archive}")
+        return paths
+
+    return get
+
+
+def test_human_seg_is_whole_and_its_labels_fit(real):
+    data = HumanSeg(real("human_seg.tar.xz"))
+    assert (len(data.items("train")), len(data.items("test"))) == (381, 18)
+    for item in data.items("test"):
+        shape = data.load(item)
+        assert shape.face.shape[0] in range(1490, 1501) and shape.pos.shape[0] in (750, 752)
+        assert len(shape.label) == len(shape.face) and set(shape.label.tolist()) <= set(range(8))
+        allowed = shape.ops.edge_soft.gather(1, shape.ops.edge_label[:, None])
+        assert allowed.mean() > 0.99, "an edge's own label is among its soft labels"
+
+
+def test_human_seg_learns_faces_in_a_few_steps(real):
+    from geodl.build import build, compose
+
+    parts = build(compose(["experiment=human_seg/diffusionnet_hks", "encoder.width=32"]))
+    data, task = parts.data, parts.task
+    data.configure(task.needs, batch_size=4)
+    picked = data.items("test")[:8]
+    data._splits = {"train": picked, "test": picked}
+    data.prepare()
+    optimizer = task.configure_optimizers()
+    batches = list(data.train_batches())
+    losses = []
+    for _ in range(6):
+        for batch in batches:
+            prediction = task.predict(batch)
+            loss = sum(task.losses(prediction, batch).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+    scores = task.evaluate(data.batches("test")).scores
+    assert scores["soft_edge_acc"] >= scores["hard_edge_acc"] > 0.2
+    assert abs(scores["hard_edge_acc"] - scores["face_acc"]) < 0.1
+
+
+def test_princeton_is_repaired_by_name_and_none_is_lost(real):
+    data = Princeton(real("princeton_segmentation.tar.xz"))
+    items = data.items("train")
+    assert len(items) == len(data.items("test")) == 190
+    data._splits = {"train": items[::10]}
+    report = data.prepare(Needs())
+    assert report.shapes == 19 and not report.dropped
+    for item in items[::10]:
+        shape = data.load(item)
+        assert 900 <= shape.pos.shape[0] <= 1100
+        assert not checks.check(shape.pos.numpy(), shape.face.numpy()).mendable
+
+
+def test_modelnet_clouds(real):
+    data = ModelNet(real("modelnet10_hdf5_1024.tar"))
+    assert (len(data.items("train")), len(data.items("test"))) == (3991, 908)
+    counts = np.bincount([i.category for i in data.items("test")])
+    assert counts.tolist() == [50, 100, 100, 86, 86, 100, 86, 100, 100, 100]
+    shape = data.load(data.items("test")[5])
+    assert shape.pos.shape == (1024, 3) and shape.pos.norm(dim=1).max() == pytest.approx(
+        1, abs=1e-4
+    )
+
+
+def test_rna_surfaces(real):
+    data = RNA(real("rna_subset.tar.xz"))
+    assert (len(data.items("train")), len(data.items("test"))) == (110, 30)
+    shape = data.load(data.items("test")[0])
+    assert len(shape.label) == len(shape.pos) > 5000 and shape.label.min() >= 0
+
+
+def test_spectra_of_real_meshes_solve_the_eigenproblem(real):
+    data = Princeton(real("princeton_segmentation.tar.xz"))
+    for item in data.items("test")[::63]:
+        shape = data.load(item)
+        geometry = Geometry.of(shape.pos.numpy(), shape.face.numpy())
+        evals, evecs, mass = spectrum(geometry, 128)
+        lap, _ = laplacian(geometry)
+        residual = lap @ evecs + 1e-8 * evecs - mass[:, None] * evecs * evals
+        assert np.abs(residual).max() < 1e-6
+        assert (np.diff(evals) >= -1e-9).all() and torch.isfinite(torch.tensor(evecs)).all()
+
+
+def test_every_need_is_met_for_a_real_mesh(real, cache):
+    from geodl.data.base import attach
+
+    data = RNA(real("rna_subset.tar.xz"))
+    shape = data.load(data.items("train")[3])
+    full = attach(shape, Needs.of(Spectrum(128), Gradient(), Mass()), "cotan", cache)
+    n = shape.pos.shape[0]
+    assert full.ops.evecs.shape == (n, 128) and full.ops.grad_x.shape == (n, n)
+    gram = full.ops.evecs.T @ (full.ops.mass[:, None] * full.ops.evecs)
+    assert (gram - torch.eye(128)).abs().max() < 1e-3
