@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -151,10 +151,14 @@ class Block(nn.Module):
         self.real = nn.Linear(width, width, bias=False) if gradient else None
         self.imaginary = nn.Linear(width, width, bias=False) if gradient and rotation else None
         inner = 3 * width if gradient else 2 * width
-        self.mix = nn.Linear(inner, width)
-        self.dropout = dropout
-        self.hidden = nn.Linear(width, width)
-        self.last = nn.Linear(width, width)
+        layers: list[nn.Module] = [nn.Linear(inner, width), nn.ReLU()]
+        for last in (False, True):
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            layers.append(nn.Linear(width, width))
+            if not last:
+                layers.append(nn.ReLU())
+        self.mlp = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, batch: ShapeBatch) -> Tensor:
         # Times below 1e-8 are set to it, not only read so: the optimiser must not walk away.
@@ -164,19 +168,17 @@ class Block(nn.Module):
             diffused = _spectral(x, self.time, self.k, batch)
         else:
             diffused = _implicit(x, self.time, batch)
-        # A linear layer on several inputs side by side, without putting them side by side.
-        w = self.mix.weight.split(x.shape[1], dim=1)
-        y = torch.addmm(F.linear(x, w[0], self.mix.bias), diffused, w[1].T)
+        # The first linear layer takes its inputs side by side, without their being copied so.
+        first = cast(nn.Linear, self.mlp[0])
+        w = first.weight.split(x.shape[1], dim=1)
+        y = torch.addmm(F.linear(x, w[0], first.bias), diffused, w[1].T)
         if self.real is not None:
             imaginary = None if self.imaginary is None else self.imaginary.weight
             features = GradientFeatures.apply(
                 diffused, self.real.weight, imaginary, *_gradient(batch)
             )
             y = torch.addmm(y, features, w[2].T)
-        for layer in (self.hidden, self.last):
-            y = F.dropout(y.relu(), self.dropout, self.training)
-            y = layer(y)
-        return x + y
+        return x + self.mlp[1:](y)
 
 
 class DiffusionNet(Encoder):
