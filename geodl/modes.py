@@ -442,7 +442,10 @@ def predict(cfg: DictConfig) -> str:
     task.eval().to(_device(stored))
     process = preprocess_of(meta["preprocess"])
     target = Path(
-        cfg.output or Path(cfg.paths.outputs) / "predict" / record.valid_name(Path(cfg.input).stem)
+        cfg.output
+        or Path(cfg.paths.outputs)
+        / "predict"
+        / record.valid_name(Path(cfg.input).expanduser().resolve().stem)
     ).expanduser()
     record.make_folder(target)
     cache = Cache(paths(cfg).cache)

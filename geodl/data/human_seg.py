@@ -16,7 +16,7 @@ from geodl.ops.geometry import face_areas
 from geodl.shape import Operators, Shape
 from geodl.spec import DataSpec, Item
 
-PARTS = tuple(f"part{i}" for i in range(1, 9))
+PARTS = ("head", "hand", "lower arm", "upper arm", "torso", "thigh", "calf", "foot")  # labels 1-8
 ARCHIVE = Archive(
     "human_seg.tar.xz",
     "47ad32b8c8c1d549fef4e1269c5f02e7fd6f58a55f5f4f1011f335cce0fbb7e1",
