@@ -171,7 +171,10 @@ def _resolve(target: str, base: type, place: str, allow: tuple[str, ...]) -> typ
 
 def _check_options(target: type, options: dict[str, Any], place: str) -> None:
     parameters = inspect.signature(target).parameters
-    hints = get_type_hints(target.__init__)
+    try:
+        hints = get_type_hints(target.__init__)
+    except NameError:  # another library's annotation of something it imports for type checkers only
+        hints = {}
     for key, value in options.items():
         if key not in parameters:
             known = ", ".join(k for k in parameters if k not in ("paths", "setup"))

@@ -590,6 +590,11 @@ def prepare(cfg: DictConfig) -> str:
     cache = Cache(paths(cfg).cache)
     lines: list[str] = []
     if cfg.clean:
+        known = {f.split("/")[1] for f in cache.size()} | {"old", "all"}
+        if cfg.clean not in known:
+            raise UserError(
+                f"clean={cfg.clean} is not in the cache: choose one of {', '.join(sorted(known))}."
+            )
         freed = cache.clean(str(cfg.clean))
         lines.append(f"freed {freed / 1e6:.1f} MB")
     else:

@@ -307,6 +307,8 @@ def test_loggers_and_early_stopping(here):
     result = json.loads((folder / "result.json").read_text())
     assert result["epochs"] == 2, "val/acc did not rise once"
     assert list(Path("outputs/tensorboard").rglob("events.*"))
+    go("epochs=1", "figures=false", "logger=wandb")
+    assert list(Path("outputs/wandb").glob("offline-run-*")), "offline unless asked otherwise"
 
 
 # ---- mistakes: one sentence, exit code 2, nothing half-written ----
@@ -459,3 +461,5 @@ def test_prepare_reports_and_cleans(here):
     assert " 0 computed" in again
     assert "freed" in modes.prepare(composed("mode=prepare", "clean=all", "paths.cache=c"))
     assert not list(Path("c").rglob("*.safetensors"))
+    with pytest.raises(UserError, match="clean=spectra is not in the cache"):
+        modes.prepare(composed("mode=prepare", "clean=spectra", "paths.cache=c"))
