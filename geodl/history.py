@@ -1,29 +1,30 @@
-"""The callback that writes a run down: metrics.csv, last.ckpt, best.ckpt, lines of progress."""
+"""The callbacks that write a run down: metrics.csv, last.ckpt, best.ckpt, lines of progress."""
 
 from __future__ import annotations
 
 import csv
 import io
 import logging
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch.callbacks import Checkpoint
 
 from geodl.data.base import ShapeData
+from geodl.data.files import atomic
 from geodl.tasks.base import Task
 
 log = logging.getLogger(__name__)
 
 
 class History(L.Callback):
-    """After every epoch: evaluate the selection split, append to metrics.csv, save checkpoints.
+    """After every epoch: evaluate the selection split and keep a row of metrics.
 
-    metrics.csv is cut back to the epoch that is resumed from. Checkpoints are written beside their
-    place and moved there. best.ckpt exists where selection is on "val" or "test".
+    The rows are part of the checkpoint, so metrics.csv is cut back to the epoch that is resumed
+    from. best.ckpt exists where selection is on "val" or "test".
     """
 
     def __init__(self, folder: Path, meta: dict[str, Any], select: str) -> None:
@@ -32,6 +33,7 @@ class History(L.Callback):
         self.select = select
         self.best: float | None = None
         self.best_epoch = -1
+        self.better = False  # whether the epoch that just ended is the best so far
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
         self.clock = 0.0
@@ -67,37 +69,26 @@ class History(L.Callback):
         if optimizer is not None:
             row["lr"] = float(optimizer.param_groups[0]["lr"])
         split = "test" if self.select == "test" else "val"
-        better = False
+        self.better = False
         if (split == "val" and data.has("val")) or self.select == "test":
             context = cast(Any, trainer.strategy.precision_plugin).forward_context
             scores = task.evaluate(data.batches(split), context).scores
             row |= {f"{split}/{k}": v for k, v in scores.items()}
             if self.select == split:
-                better = self.best is None or scores["acc"] > self.best
-                if better:
+                self.better = self.best is None or scores["acc"] > self.best
+                if self.better:
                     self.best, self.best_epoch = scores["acc"], trainer.current_epoch
         row["seconds"] = time.perf_counter() - self.clock
         self.seconds += row["seconds"]
         self.rows.append(row)
         pl_module.log_dict({k: v for k, v in row.items() if k != "epoch"}, rank_zero_only=True)
-        self._save(trainer, "last.ckpt")
-        if better:
-            self._save(trainer, "best.ckpt")
-        if trainer.is_global_zero:
-            self.write_csv()
-            if not sys.stderr.isatty():
-                log.info(
-                    "epoch %d/%d  %s",
-                    trainer.current_epoch + 1,
-                    trainer.max_epochs,
-                    "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
-                )
-
-    def _save(self, trainer: L.Trainer, name: str) -> None:
-        part = self.folder / f".{name}.part"
-        trainer.save_checkpoint(part)
-        if trainer.is_global_zero:
-            os.replace(part, self.folder / name)
+        if not sys.stderr.isatty():
+            log.info(
+                "epoch %d/%d  %s",
+                trainer.current_epoch + 1,
+                trainer.max_epochs,
+                "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
+            )
 
     def write_csv(self) -> None:
         """All epochs so far; columns in order of first appearance."""
@@ -108,6 +99,24 @@ class History(L.Callback):
         writer.writerows(
             {k: int(v) if k == "epoch" else f"{v:.6g}" for k, v in row.items()} for row in self.rows
         )
-        part = self.folder / ".metrics.csv.part"
-        part.write_text(text.getvalue())
-        os.replace(part, self.folder / "metrics.csv")
+        with atomic(self.folder / "metrics.csv") as part:
+            part.write_text(text.getvalue())
+
+
+class Saver(Checkpoint):
+    """Writes best.ckpt, last.ckpt and metrics.csv after every epoch, in this order: the best one
+    exists when the last one says so. Lightning runs checkpoint callbacks after all others, so the
+    state of an early stopping is that of the epoch."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.history.better:
+            self._save(trainer, "best.ckpt")
+        self._save(trainer, "last.ckpt")
+        self.history.write_csv()
+
+    def _save(self, trainer: L.Trainer, name: str) -> None:
+        with atomic(self.history.folder / name) as part:
+            trainer.save_checkpoint(part)

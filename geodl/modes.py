@@ -10,6 +10,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Generator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,9 @@ import lightning as L
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from geodl import record
 from geodl.build import (
@@ -30,10 +33,18 @@ from geodl.build import (
     paths,
     preprocess_of,
 )
-from geodl.data.base import attach, plain, sampled
+from geodl.data.base import (
+    BadShape,
+    Preprocess,
+    attach,
+    edges_of,
+    elements,
+    plain,
+    sampled,
+)
 from geodl.data.files import CLOUD_SUFFIXES, MESH_SUFFIXES, atomic, read_mesh, write_ply
 from geodl.errors import UserError
-from geodl.history import History
+from geodl.history import History, Saver
 from geodl.ops.cache import Cache
 from geodl.ops.remesh import nearest
 from geodl.shape import Shape, ShapeBatch
@@ -110,9 +121,9 @@ def _train(cfg: DictConfig, folder: Path) -> None:
             "parameters": sum(p.numel() for p in task.parameters()),
         }
         if cfg.weights:
-            task.load_strict(load_weights(Path(cfg.weights)), Path(cfg.weights))
+            task.load_strict(load_weights(cfg.weights), cfg.weights)
         if cfg.init:
-            initialise(task, Path(cfg.init))
+            initialise(task, cfg.init)
         meta = {
             "format": record.FORMAT,
             "config": config,
@@ -160,14 +171,20 @@ def _fit(parts: Parts, folder: Path, history: History) -> None:
     cfg, task, data = parts.cfg, parts.task, parts.data
     allow = (*ALLOWED, *(cfg.allow or []))
     _device(cfg)
+    if "lr_monitor" in cfg.callbacks and not cfg.logger:
+        raise UserError("callbacks=lr_monitor needs logger=wandb or tensorboard.")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = L.Trainer(
         **{str(k): v for k, v in cfg.trainer.items()},
         max_epochs=cfg.epochs,
         default_root_dir=folder,
-        callbacks=[history, *_progress(), *build_many("callbacks", cfg.callbacks, allow)],
+        callbacks=[
+            history,
+            *_progress(),
+            *build_many("callbacks", cfg.callbacks, allow),
+            Saver(history),
+        ],
         logger=make("logger", cfg.logger, allow=allow)() if cfg.logger else False,
-        enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty(),
         num_sanity_val_steps=0,
@@ -200,9 +217,31 @@ def _fit(parts: Parts, folder: Path, history: History) -> None:
         ):
             warnings.filterwarnings("ignore", message=text)
         warnings.filterwarnings("ignore", message=".*Sparse.*", category=UserWarning)
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise _explained(error) from error
+    history.write_csv()
+
+
+def _explained(error: Exception) -> Exception:
+    """Faults of a configuration that only training shows, in the user's words."""
+    text = str(error)
+    if "Expected more than 1 value per channel" in text:
+        return UserError(
+            "BatchNorm needs two shapes in a training batch: set batch_size=2 or more, or add "
+            "shapes."
+        )
+    if "Early stopping conditioned on metric" in text:
+        return UserError(
+            "callbacks=early_stopping watches val/acc, but this data set has no val split: leave "
+            "it out, or set callbacks.early_stopping.monitor=train/acc."
+        )
+    return error
 
 
 def _progress() -> list[L.Callback]:
@@ -270,13 +309,18 @@ def restore(path: Path, cfg: DictConfig) -> tuple[DictConfig, Task, dict[str, An
     stored = cast(DictConfig, OmegaConf.create(meta["config"]))
     for key in ("paths", "trainer", "test", "workers", "allow", "figures"):
         stored[key] = cfg[key]
+    if HydraConfig.initialized():
+        given = HydraConfig.get().overrides.task
+        if any(word.startswith("batch_size=") for word in given):
+            stored.batch_size = cfg.batch_size
     task = build_task(stored, DataSpec.from_plain(meta["spec"]))
     task.load_strict(checkpoint["state_dict"], path)
     return stored, task, meta
 
 
-def load_weights(path: Path) -> dict[str, Any]:
+def load_weights(file: str) -> dict[str, Any]:
     """A state dict: of a checkpoint of geodl, or a file that holds nothing else."""
+    path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"weights={path} does not exist.")
     try:
@@ -291,7 +335,7 @@ def load_weights(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", state)
 
 
-def initialise(task: Task, path: Path) -> None:
+def initialise(task: Task, path: str) -> None:
     """Fine-tuning: take every tensor that fits in name and shape, and say which did not."""
     own = task.state_dict()
     given = load_weights(path)
@@ -307,22 +351,25 @@ def initialise(task: Task, path: Path) -> None:
 
 
 def evaluate(cfg: DictConfig) -> str:
-    """``mode=eval``: the test sets on a checkpoint, or on weights with an experiment."""
+    """``mode=eval``: the test sets on a checkpoint, or on weights with an experiment.
+
+    The results go to ``eval/<test set>-<checkpoint>.json``; those of the run itself stay.
+    """
     if cfg.ckpt:
-        path = Path(cfg.ckpt)
+        path = Path(cfg.ckpt).expanduser()
         stored, task, meta = restore(path, cfg)
         data = build_data(stored)
         data.process = preprocess_of(meta["preprocess"])
         _check_spec(data.spec, task.spec)
         folder = path.resolve().parent
-        return _evaluate(Parts(stored, data, task), folder, path.stem, force=True)
+        return _table(_evaluate(Parts(stored, data, task), folder, path.stem, list(cfg.test)))
     data = build_data(cfg)
     data.items("train")
     task = build_task(cfg, data.spec)
-    task.load_strict(load_weights(Path(cfg.weights)), Path(cfg.weights))
+    task.load_strict(load_weights(cfg.weights), cfg.weights)
     folder = record.run_folder(cfg)
     record.make_folder(folder)
-    return _evaluate(Parts(cfg, data, task), folder, "weights", force=True)
+    return _table(_evaluate(Parts(cfg, data, task), folder, "weights", list(cfg.test)))
 
 
 eval = evaluate
@@ -342,7 +389,12 @@ def _evaluate_run(cfg: DictConfig, folder: Path) -> str:
     stored, task, meta = restore(folder / f"{name}.ckpt", cfg)
     data = build_data(stored)
     data.process = preprocess_of(meta["preprocess"])
-    text = _evaluate(Parts(stored, data, task), folder, name, force=False)
+    result = record.read_result(folder) or {}
+    missing = record.missing_tests(cfg, result)
+    new = _evaluate(Parts(stored, data, task), folder, None, missing)
+    entries = dict(result.get("eval", {})) | new
+    record.write_json(folder / "result.json", result | {"eval": entries})
+    text = _table({name: entries[name] for name in cfg.test})
     if cfg.figures:
         from geodl import viz
 
@@ -356,22 +408,26 @@ def read_csv(path: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(stream)]
 
 
-def _evaluate(parts: Parts, folder: Path, checkpoint: str, force: bool) -> str:
+def _evaluate(
+    parts: Parts, folder: Path, checkpoint: str | None, todo: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Entries of the test sets ``todo``, written to eval/ and, as pictures, to figures/.
+
+    ``checkpoint`` is None for the run's own evaluation; otherwise it is part of the files' names.
+    """
     cfg, task, data = parts.cfg, parts.task, parts.data
+    if not todo:
+        return {}
     data.configure(task.needs, batch_size=cfg.batch_size, workers=cfg.workers, seed=cfg.seed)
-    result = record.read_result(folder) or {}
-    scores: dict[str, Any] = {} if force else dict(result.get("eval", {}))
-    todo = [name for name in cfg.test if name not in scores]
-    if todo:
-        splits = list(dict.fromkeys(str(cfg.test[name].split) for name in todo))
-        report = data.prepare(splits=splits)
-        if report.misses or report.dropped:
-            log.info("%s", report)
-    (folder / "eval").mkdir(exist_ok=True)
-    (folder / "figures").mkdir(exist_ok=True)
-    device = _device(cfg)
-    task.to(device)
+    report = data.prepare(splits=list(dict.fromkeys(str(cfg.test[t].split) for t in todo)))
+    if report.misses or report.dropped:
+        log.info("%s", report)
+    for name in ("eval", "figures"):
+        (folder / name).mkdir(exist_ok=True)
+    task.to(_device(cfg))
     allow = (*ALLOWED, *(cfg.allow or []))
+    entries: dict[str, dict[str, Any]] = {}
+    kept: dict[str, Evaluation] = {}
     for name in todo:
         options = cfg.test[name]
         perturb = [make("test", p, f"test.{name}", allow)() for p in (options.get("perturb") or [])]
@@ -379,22 +435,21 @@ def _evaluate(parts: Parts, folder: Path, checkpoint: str, force: bool) -> str:
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
         loader = data.batches(options.split, perturb)
         evaluation = task.evaluate(loader, _context(cfg), shown)
-        entry: dict[str, Any] = {
+        entries[name] = {
             "scores": evaluation.scores,
             "shapes": evaluation.shapes,
-            "split": options.split,
+            "options": record.test_options(cfg, name),
             "protocol": data.spec.protocol,
-            "checkpoint": checkpoint,
+            "checkpoint": checkpoint or ("last" if cfg.select == "last" else "best"),
         }
-        record.write_json(folder / "eval" / f"{name}.json", entry | evaluation.details)
-        _per_class(folder / "eval" / f"{name}.csv", evaluation)
-        scores[name] = entry
-        if cfg.figures:
-            _figures(task, evaluation, folder / "figures", name)
-    if result.get("status") == "done":
-        merged = dict(result.get("eval", {})) | scores
-        record.write_json(folder / "result.json", result | {"eval": merged})
-    return _table({name: scores[name] for name in cfg.test})
+        stem = f"{name}-{checkpoint}" if checkpoint else name
+        record.write_json(folder / "eval" / f"{stem}.json", entries[name] | evaluation.details)
+        _per_class(folder / "eval" / f"{stem}.csv", evaluation)
+        kept[stem] = evaluation
+    if cfg.figures:
+        for stem, evaluation in kept.items():
+            _figures(task, evaluation, folder / "figures", stem)
+    return entries
 
 
 def _context(cfg: DictConfig) -> Any:
@@ -449,19 +504,22 @@ def predict(cfg: DictConfig) -> str:
     ).expanduser()
     record.make_folder(target)
     cache = Cache(paths(cfg).cache)
-    shapes = [_own_shape(f, task, process, cache) for f in files]  # all mistakes before any output
+    category = _category(task, cfg.category)
+    # All mistakes before any output.
+    shapes = [_own_shape(f, task, process, cache, category) for f in files]
+    stems = [record.valid_name(f.stem) for f in files]
+    if len(set(stems)) < len(stems):  # a.off and a.obj
+        stems = [record.valid_name(f.name) for f in files]
     rows = [
-        _predict_one(task, process, cache, f, *s, target)
-        for f, s in zip(files, shapes, strict=True)
+        _predict_one(task, f.name, shape, target / stem)
+        for f, shape, stem in zip(files, shapes, stems, strict=True)
     ]
+    record.write_json(target / "predictions.json", rows)
     if task.out == "whole":
-        record.write_json(target / "predictions.json", rows)
         with atomic(target / "predictions.csv") as part, part.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", "label", "probability"])
             writer.writerows([r["file"], r["label"], f"{r['probability']:.6f}"] for r in rows)
-    else:
-        record.write_json(target / "predictions.json", rows)
     lines = [
         f"{r['file']}: {r['label']} ({r['probability']:.2f})"
         if "label" in r
@@ -483,103 +541,106 @@ def _inputs(path: Path) -> list[Path]:
     return [path]
 
 
-def _own_shape(file: Path, task: Task, process: Any, cache: Cache) -> tuple[Shape, Shape]:
-    """The file as it is, and as the model sees it."""
-    from geodl.data.base import BadShape, edges_of
+def _category(task: Task, name: str | None) -> Tensor | None:
+    """The class that a model which must be told is told."""
+    if not getattr(task.encoder, "categories", 0):
+        return None
+    if name not in task.spec.classes:
+        known = ", ".join(task.spec.classes)
+        raise UserError(
+            f"this model must be told the shapes' class: give category=<one of {known}>."
+        )
+    return torch.tensor(task.spec.classes.index(name))
 
+
+@dataclass
+class OwnShape:
+    """raw: as in the file; placed: the raw elements in the model's coordinates; seen: mended and
+    scaled; ready: with points and operators."""
+
+    raw: Shape
+    placed: Shape
+    seen: Shape
+    ready: Shape
+
+
+def _own_shape(
+    file: Path, task: Task, process: Preprocess, cache: Cache, category: Tensor | None
+) -> OwnShape:
     pos, face = read_mesh(file)
     raw = Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(face), name=file.stem)
-    needs_mesh = task.out in ("face", "edge") and task.needs.find(Points) is None
-    if raw.is_cloud and needs_mesh:
+    points = task.needs.find(Points)
+    if raw.is_cloud and task.out in ("face", "edge"):
         raise UserError(f"{file} is a point cloud, but this model labels {task.out}s: give a mesh.")
     try:
-        seen, mended = process(raw, "whole", cache)
-    except BadShape as error:
+        done = process(raw, "whole", cache)
+        for what in done.mended:
+            log.info("%s: %s", file.name, what)
+        placed = raw.replace(pos=((raw.pos.double() - done.center) / done.size).float())
+        seen = done.shape.replace(category=category)
+        if task.out == "edge":
+            seen, placed = _with_edges(seen), _with_edges(placed)
+        ready = seen
+        if points:
+            if task.out != "whole":  # predictions are carried to every element of the mesh
+                count = len(elements(seen, task.out))
+                ready = seen.replace(label=torch.zeros(count, dtype=torch.long))
+            ready = sampled(ready, points.n, task.out, None)
+        ready = attach(ready, task.needs, process.backend, cache)
+    except (BadShape, ValueError) as error:
         raise UserError(f"{file} cannot be used: {error}.") from error
-    for what in mended:
-        log.info("%s: %s", file.name, what)
-    if task.out == "edge":
-        edge, _ = edges_of(seen.face)
-        seen = seen.replace(ops=seen.ops.added({"edge": edge}, {"edge": "index"}))
-    return raw, seen
+    return OwnShape(raw, placed, seen, ready)
 
 
-def _predict_one(
-    task: Task, process: Any, cache: Cache, file: Path, raw: Shape, seen: Shape, target: Path
-) -> dict[str, Any]:
+def _with_edges(shape: Shape) -> Shape:
+    return shape.replace(ops=shape.ops.added({"edge": edges_of(shape.face)[0]}, {"edge": "index"}))
+
+
+def _predict_one(task: Task, name: str, shape: OwnShape, place: Path) -> dict[str, Any]:
+    """Writes what is predicted for one file beside ``place`` and returns its row."""
     from geodl import viz
-    from geodl.data.base import elements
 
-    needs = task.needs
-    points = needs.find(Points)
-    placed = seen
-    if points:
-        if task.out != "whole":  # predictions are carried to every element of the mesh
-            count = len(elements(seen, task.out))
-            seen = seen.replace(label=torch.zeros(count, dtype=torch.long))
-        seen = sampled(seen, points.n, task.out, None)
-    shape = attach(seen, needs, process.backend, cache)
-    batch = ShapeBatch.pack([shape]).to(task.device)
+    spec = task.spec
+    batch = ShapeBatch.pack([shape.ready]).to(task.device)
     with torch.no_grad():
-        probability = task.predict_eval(batch).logits.float().softmax(1).cpu().numpy()
-    pos, face = raw.pos.numpy(), raw.face.numpy()
-    stem = record.valid_name(file.stem)
+        logits = task.predict_eval(batch).logits.float().cpu()
+    pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()
+    picture = place.with_name(f"{place.name}.png")
     if task.out == "whole":
-        best = int(probability[0].argmax())
-        label, p = task.spec.classes[best], float(probability[0, best])
-        viz.save_shape(pos, face, None, target / f"{stem}.png", f"{label} ({p:.0%})")
+        probability = logits.softmax(1)[0].numpy()
+        best = int(probability.argmax())
+        label, p = spec.classes[best], float(probability[best])
+        viz.save_shape(pos, face, None, picture, f"{name}: {label} ({p:.0%})", up=spec.up)
+        rounded = (round(float(x), 6) for x in probability)
         return {
-            "file": file.name,
+            "file": name,
             "label": label,
             "probability": p,
-            "probabilities": dict(
-                zip(task.spec.classes, (round(float(x), 6) for x in probability[0]), strict=True)
-            ),
+            "probabilities": dict(zip(spec.classes, rounded, strict=True)),
         }
-    # From the model's elements back onto those of the user's mesh.
-    part = probability.argmax(1)
-    placed_raw = raw.replace(pos=raw.pos.float())
-    if len(part) == len(elements_of(placed_raw, task.out)):
-        own = part
+    if spec.category_parts and shape.seen.category is not None:
+        allowed = torch.tensor(spec.category_parts[int(shape.seen.category)])
+        part = allowed[logits[:, allowed].argmax(1)].numpy()
     else:
-        moved = _like(raw.pos.double().numpy(), placed.pos.numpy(), process)
-        source = elements(placed, task.out)
-        own = part[nearest(source, elements_of(raw.replace(pos=torch.from_numpy(moved)), task.out))]
-    color = viz.palette(len(task.spec.parts))[own]
-    vertex = color
-    if task.out != "vertex":
-        vertex = viz.to_vertices(color, elements_index(raw, task.out), len(pos))
-    write_ply(target / f"{stem}.ply", pos, face, (vertex * 255).astype(np.uint8))
-    with atomic(target / f"{stem}.csv") as partial:
-        np.savetxt(partial, own, fmt="%d", header=f"{task.out} labels: {list(task.spec.parts)}")
-    viz.save_shape(pos, face, vertex, target / f"{stem}.png", file.name, task.spec.parts)
-    share = np.bincount(own, minlength=len(task.spec.parts)) / len(own)
+        part = logits.argmax(1).numpy()
+    # From the model's elements back onto those of the user's mesh.
+    target = elements(shape.placed, task.out)
+    own = part
+    if len(part) != len(target):
+        own = part[nearest(elements(shape.seen, task.out), target)]
+    vertex = viz.on_vertices(viz.palette(len(spec.parts))[own], shape.placed, task.out)
+    color = (vertex * 255).astype(np.uint8)
+    write_ply(place.with_name(f"{place.name}.ply"), pos, face, color)
+    with atomic(place.with_name(f"{place.name}.csv")) as partial:
+        np.savetxt(partial, own, fmt="%d", header=f"{task.out} labels: {list(spec.parts)}")
+    viz.save_shape(pos, face, vertex, picture, name, spec.parts, up=spec.up)
+    share = np.bincount(own, minlength=len(spec.parts)) / len(own)
     return {
-        "file": file.name,
+        "file": name,
         "labels_on": task.out,
-        "labels": f"{stem}.csv",
-        "parts": {n: round(float(s), 4) for n, s in zip(task.spec.parts, share, strict=True)},
+        "labels": f"{place.name}.csv",
+        "parts": {n: round(float(s), 4) for n, s in zip(spec.parts, share, strict=True)},
     }
-
-
-def _like(raw: Any, _placed: Any, process: Any) -> Any:
-    """Raw coordinates brought to the model's by the same centre and scale."""
-    moved, _ = process.__class__(process.center, process.scale, None, "repair", process.backend)(
-        Shape(pos=torch.from_numpy(raw)), "whole", cast(Any, None)
-    )
-    return moved.pos.numpy()
-
-
-def elements_of(shape: Shape, on: str) -> Any:
-    pos = shape.pos.numpy()
-    return pos if on == "vertex" else pos[elements_index(shape, on)].mean(1)
-
-
-def elements_index(shape: Shape, on: str) -> Any:
-    """Vertices (m 3) of faces or (m 2) of edges."""
-    from geodl.data.base import edges_of
-
-    return shape.face.numpy() if on == "face" else edges_of(shape.face)[0].numpy()
 
 
 # ---- prepare ----

@@ -40,9 +40,10 @@ NOT_HASHED = [
     "input",
     "output",
     "clean",
+    "category",
     "allow",
 ]
-NOT_HASHED_TRAINER = ("accelerator", "devices", "strategy", "num_nodes")
+NOT_HASHED_TRAINER = ("accelerator", "devices", "deterministic")
 FORMAT = 1  # of checkpoints and result.json
 
 
@@ -53,6 +54,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     Files and folders that the user names enter by content.
     """
     cfg = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
+    outputs_folder = str(cfg.paths.outputs)
     cfg.paths = {key: f"<{key}>" for key in cfg.paths}
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     for key in NOT_HASHED:
@@ -64,6 +66,12 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
             plain[key] = fingerprint(Path(plain[key]))
     folder = (plain.get("data") or {}).get("folder")
     if folder:
+        outputs = Path(outputs_folder).expanduser().resolve()
+        if outputs.is_relative_to(Path(folder).expanduser().resolve()):
+            raise UserError(
+                f"paths.outputs={outputs_folder} lies inside data.folder={folder}: give the "
+                "shapes a folder of their own."
+            )
         plain["data"]["folder"] = fingerprint(Path(folder))
     return _dense(plain)
 
@@ -84,12 +92,12 @@ def run_hash(cfg: DictConfig) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """blake2b of a file, or of the names and contents of a folder's files."""
+    """blake2b of a file, or of the names and contents of a folder's files (hidden ones aside)."""
     path = path.expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist: give an existing file or folder.")
     state = hashlib.blake2b(digest_size=16)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("[!.]*") if p.is_file())
     for file in files:
         if path.is_dir():
             state.update(str(file.relative_to(path)).encode() + b"\0")
@@ -158,8 +166,14 @@ def to_ledger(folder: Path, ledger: Path) -> Path | None:
 
 
 def missing_tests(cfg: DictConfig, result: Mapping[str, Any]) -> list[str]:
-    """Test sets that are asked for and not yet in the result."""
-    return [name for name in cfg.test if name not in result.get("eval", {})]
+    """Test sets that are asked for and not in the result, or there with other options."""
+    have = {name: entry.get("options") for name, entry in result.get("eval", {}).items()}
+    return [name for name in cfg.test if have.get(name) != test_options(cfg, name)]
+
+
+def test_options(cfg: DictConfig, name: str) -> dict[str, Any]:
+    """A named test set as plain data: its results belong to these options."""
+    return cast("dict[str, Any]", OmegaConf.to_container(cfg.test[name], resolve=True))
 
 
 def make_folder(folder: Path) -> None:

@@ -49,7 +49,8 @@ def main() -> None:
             return
         sys.exit(_hydra(words))
     except KeyboardInterrupt:
-        sys.exit("geodl: interrupted; the same command resumes.")
+        sys.stderr.write("geodl: interrupted; the same command resumes.\n")
+        sys.exit(130)
     except Exception as error:
         sentence = explain(error)
         if trace or sentence is None:
@@ -104,8 +105,13 @@ def _skip(cfg: Any) -> bool:
     if done is None:
         return False
     where, result = done
-    if where.is_dir() and record.missing_tests(cfg, result):
+    missing = record.missing_tests(cfg, result)
+    if missing and where.is_dir():
         return False
+    if missing:
+        sys.stderr.write(
+            f"geodl: the ledger has no test={','.join(missing)}; force=true trains again.\n"
+        )
     scores = ", ".join(f"{k} {v:.4f}" for k, v in headline(result).items())
     sys.stdout.write(f"skipped, finished before: {where} ({scores})\n")
     return True
@@ -212,26 +218,24 @@ def _validate(cfg: Any) -> None:
         raise UserError(
             "mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>."
         )
-    if cfg.ckpt and cfg.mode in ("eval", "predict"):
+    if cfg.ckpt and cfg.mode == "train":
+        raise UserError("ckpt= is for mode=eval and mode=predict: to go on from it, give init=.")
+    if cfg.ckpt:
         _refuse_overrides()
+    if cfg.trainer.devices != 1:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: one device is supported so far.")
+    if cfg.trainer.precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision={cfg.trainer.precision}: choose 32-true or bf16-mixed.")
+    copies = cfg.augment.copies
+    if not isinstance(copies, int) or isinstance(copies, bool) or copies < 0:
+        raise UserError(f"augment.copies={copies} must be a whole number of 0 or more.")
 
 
 # With a checkpoint, the config is the checkpoint's; only these may be given beside it.
-BESIDE_CKPT = [
-    "mode",
-    "ckpt",
-    "input",
-    "output",
-    "test",
-    "trainer",
-    "paths",
-    "logger",
-    "debug",
-    "figures",
-    "workers",
-    "batch_size",
-    "allow",
-]
+BESIDE_CKPT = (
+    *("mode", "ckpt", "input", "output", "category", "test", "trainer", "paths", "debug"),
+    *("figures", "workers", "batch_size", "allow"),
+)
 
 
 def _refuse_overrides() -> None:

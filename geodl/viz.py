@@ -95,11 +95,12 @@ def save_shape(
     path: Path,
     title: str,
     legend: Sequence[str] = (),
+    up: str = "y",
 ) -> None:
     """One shape from two sides."""
     figure = Figure(figsize=(8, 4.2))
     for i, azimuth in enumerate((30.0, 210.0)):
-        draw(figure.add_subplot(1, 2, i + 1), pos, face, color, view("y", azimuth))
+        draw(figure.add_subplot(1, 2, i + 1), pos, face, color, view(up, azimuth))
     figure.suptitle(title)
     if legend and len(legend) <= 22:
         _legend(figure, legend)
@@ -124,6 +125,14 @@ def to_vertices(rows: NDArray[Any], index: NDArray[Any], n: int) -> NDArray[np.f
         np.add.at(total, corner, rows)
         np.add.at(count, corner, 1)
     return total / np.maximum(count, 1)[:, None]
+
+
+def on_vertices(rows: NDArray[Any], shape: Any, on: str) -> NDArray[np.float64]:
+    """Colours of vertices, faces or edges as colours of vertices."""
+    if on == "vertex":
+        return rows
+    index = shape.face if on == "face" else shape.ops.edge
+    return to_vertices(rows, index.numpy(), len(shape.pos))
 
 
 def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
@@ -170,7 +179,10 @@ def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
                     rows_[shape.ops.carry.numpy()] = colors[labels]
                     draw(ax, pos, face, rows_, camera, title)
                 else:
-                    draw(ax, pos, face, colors[labels], camera, title)
+                    color = colors[labels]
+                    if spec.label_on == "edge":
+                        color = on_vertices(color, shape, "edge")
+                    draw(ax, pos, face, color, camera, title)
         if len(spec.parts) <= 22:
             _legend(figure, spec.parts)
     _save(figure, path)

@@ -1,12 +1,11 @@
-"""Shapes in signatures are checked here, at no cost in use; caches go to a scratch folder."""
+"""Shapes in signatures are checked here, at no cost in use; caches stay in the checkout."""
 
 import os
-import tempfile
 from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-SCRATCH = Path(tempfile.gettempdir()) / f"geodl-tests-{os.getuid()}"
+SCRATCH = Path(__file__).resolve().parent.parent / ".pytest_cache" / "geodl"
 os.environ["GEODL_DATA"] = str(SCRATCH / "data")
 os.environ["GEODL_CACHE"] = str(SCRATCH / "cache")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

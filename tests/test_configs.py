@@ -61,7 +61,7 @@ def test_what_does_not_train_is_not_hashed(tmp_path):
         "test=remeshed",
         "logger=wandb",
         "trainer.devices=2",
-        "trainer=gpu trainer.deterministic=true",
+        "trainer=gpu",
         "paths.outputs=/x",
         "debug=trace",
     ):

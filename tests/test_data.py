@@ -503,6 +503,8 @@ def flawed(tmp_path):
     for i in range(6):
         write_off(root / f"train/a/{i}.off", TETRA + i, FACES)
         write_off(root / f"test/a/{i}.off", TETRA + i, FACES)
+    write_off(root / "train/b/0.off", TETRA, FACES)
+    write_off(root / "test/b/0.off", TETRA, FACES)
     write_off(root / "train/a/nan.off", TETRA * [np.nan, 1, 1], FACES)
     double = np.concatenate([FACES, FACES[:1], [[0, 0, 1]]])
     write_off(root / "train/a/double.off", np.concatenate([TETRA, [[7, 7, 7]]]), double)
@@ -512,11 +514,11 @@ def flawed(tmp_path):
 def test_one_bad_mesh_is_in_the_report_and_the_others_continue(flawed, place):
     data = Folder(place, str(flawed))
     report = data.prepare(Needs.of(Spectrum(32)))
-    assert report.shapes == 14 and list(report.dropped) == ["train/a/nan.off"]
+    assert report.shapes == 16 and list(report.dropped) == ["train/a/nan.off"]
     assert "NaN" in report.dropped["train/a/nan.off"]
     assert "duplicate faces" in report.mended["train/a/double.off"]
     assert "unreferenced vertices" in report.mended["train/a/double.off"]
-    assert len(data.items("train")) == 7 and "1 repaired, 1 dropped" in str(report)
+    assert len(data.items("train")) == 8 and "1 repaired, 1 dropped" in str(report)
 
 
 def test_policies_of_defects(flawed, place):

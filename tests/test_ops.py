@@ -290,4 +290,4 @@ def test_space_is_counted_and_freed(tmp_path):
     cache.need(Gradient(), Geometry.of(*icosphere(1)))
     assert {f.split("/")[1]: n for f, (n, _) in cache.size().items()} == {"mass": 1, "gradient": 1}
     assert cache.clean("old") == 0 and cache.clean("mass") > 0
-    assert list(cache.size()) == ["v1/gradient"]
+    assert list(cache.size()) == ["v2/gradient"]

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import lightning as L
 import numpy as np
@@ -46,6 +46,16 @@ class BadShape(Exception):
     """A shape that cannot be used; the message names its defects."""
 
 
+class Preprocessed(NamedTuple):
+    """A shape as the model sees it; what was mended; the centre (3) that was taken off and the
+    size that it was divided by."""
+
+    shape: Shape
+    mended: list[str]
+    center: Tensor
+    size: float
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """From a file's coordinates to the model's. Plain data: it is stored in the checkpoint.
@@ -77,8 +87,8 @@ class Preprocess:
                     f"data.{name}={getattr(self, name)} is not known: choose one of {known}."
                 )
 
-    def __call__(self, shape: Shape, label_on: str, cache: Cache) -> tuple[Shape, list[str]]:
-        """The shape as the model sees it, and what was mended on the way.
+    def __call__(self, shape: Shape, label_on: str, cache: Cache) -> Preprocessed:
+        """The shape as the model sees it.
 
         Raises:
             BadShape: a defect that cannot be mended or, by ``on_defect``, may not be.
@@ -98,10 +108,14 @@ class Preprocess:
             shape = carried(shape, small["pos"], small["face"], label_on)
             shape = self._mend(shape, label_on, mended, " after simplification")
         points = shape.pos.double()
+        center = torch.zeros(3, dtype=torch.float64)
         if self.center == "mean":
-            points = points - points.mean(0)
+            center = points.mean(0)
         elif self.center == "bbox":
-            points = points - (points.amin(0) + points.amax(0)) / 2
+            center = (points.amin(0) + points.amax(0)) / 2
+        points = points - center
+        if self.scale == "area" and shape.is_cloud:
+            raise BadShape("a cloud has no area: set data.scale=max_radius")
         if self.scale == "max_radius":
             size = float(points.norm(dim=1).max())
         elif self.scale == "area":
@@ -110,7 +124,7 @@ class Preprocess:
             size = 1.0
         if not size > 0:
             raise BadShape("all its points are the same")
-        return shape.replace(pos=(points / size).float()), mended
+        return Preprocessed(shape.replace(pos=(points / size).float()), mended, center, size)
 
     def _mend(self, shape: Shape, label_on: str, mended: list[str], when: str) -> Shape:
         pos: NDArray[Any] = shape.pos.double().numpy()
@@ -133,8 +147,8 @@ class Preprocess:
         if left:
             mended.append(f"kept {checks.Defects(left)}{when}")
         label = shape.label
-        if label is not None and label_on == "edge":
-            raise BadShape(f"{defects}; a mesh with edge labels is not repaired")
+        if any(name in shape.ops for name in ("edge", *LABEL_OPS)):
+            raise BadShape(f"{defects}; a mesh with labels on edges is not repaired")
         if label is not None and label_on in ("vertex", "face"):
             label = label[
                 torch.from_numpy(fixed.vertex if label_on == "vertex" else fixed.face_index)
@@ -154,6 +168,11 @@ class Preprocess:
 
 def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) -> Shape:
     """Another triangulation of the shape, with labels and landmarks from the nearest element."""
+    if any(name in shape.ops for name in ("edge", *LABEL_OPS)):
+        raise UserError(
+            f"shape {shape.name} has labels on edges, which no re-meshing carries over: use the "
+            "meshes as they are."
+        )
     label, landmark = shape.label, shape.landmark
     old = shape.pos.double().numpy()
     if label is not None and label_on in ("vertex", "face"):
@@ -369,7 +388,8 @@ class ShapeData(L.LightningDataModule):
         shape.name = item.name
         if item.category is not None:
             shape.category = torch.tensor(item.category)
-        return self.process(shape, self.spec.label_on, self.cache)
+        done = self.process(shape, self.spec.label_on, self.cache)
+        return done.shape, done.mended
 
     def configure(
         self,

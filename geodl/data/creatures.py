@@ -20,7 +20,7 @@ from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
 log = logging.getLogger(__name__)
-VERSION = 1  # part of the protocol: raise it when the generator draws other shapes
+VERSION = 2  # part of the protocol: raise it when the generator draws other shapes
 
 PARTS = ("body", "head", "leg", "arm", "wing", "tail", "fin", "feeler")
 
@@ -371,7 +371,7 @@ class Creatures(ShapeData):
     def read(self, item: Item) -> Shape:
         name = item.name.rsplit("-", 1)[0]
         seeds = [VERSION, self.generator_seed, tuple(SPECIES).index(name), int(item.source)]
-        key = digest(self.size, *seeds)
+        key = digest(*seeds, self.vertices, self.cells)
 
         def make() -> Arrays:
             return generate(name, np.random.default_rng(seeds), self.vertices, self.cells)

@@ -86,6 +86,9 @@ class Folder(ShapeData):
             names = sorted({f.relative_to(r).parts[0] for r, f in files})
             self.spec = DataSpec(classes=tuple(names), up=up, protocol=protocol)
 
+        if len(self.spec.parts or self.spec.classes) < 2:
+            raise UserError(f"data.folder={folder} has a single label: give two or more.")
+
     def _segmentation(self, files: list[Path], up: Any, protocol: str) -> DataSpec:
         most, on = 0, None
         for file in files:

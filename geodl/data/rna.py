@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ class RNA(ShapeData):
                 if not (root / "off" / name).is_file():
                     raise UserError(f"{root}/off lacks {name}, which {split}.txt names: {WORDS}.")
             splits[split] = [Item(Path(n).stem) for n in names]
+        counts = f"{len(splits['train'])}/{len(splits['test'])}"
+        self.spec = replace(self.spec, protocol=f"rna-vertices-{counts}")
         return splits
 
     def read(self, item: Item) -> Shape:

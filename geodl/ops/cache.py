@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from geodl.errors import UserError
 from geodl.ops.geometry import Geometry
 from geodl.spec import Need
 
 log = logging.getLogger(__name__)
-OPS_VERSION = 1  # part of every key: raise it when a function in ops changes its result
+OPS_VERSION = 2  # part of every key: raise it when a function in ops changes its result
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -88,15 +89,24 @@ class Cache:
         if arrays is not None:
             self.hits += 1
             return arrays
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent} cannot be written to ({error.strerror}): set paths.cache or "
+                "GEODL_CACHE to a folder of yours."
+            ) from error
         with FileLock(path.with_suffix(".lock")):
             arrays = self._read(path)  # another process may have made it while this one waited
             if arrays is None:
                 arrays = make()
                 self.misses += 1
                 part = path.with_suffix(f".{os.getpid()}.part")
-                save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part)
-                os.replace(part, path)
+                try:
+                    save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part)
+                    os.replace(part, path)
+                finally:
+                    part.unlink(missing_ok=True)
             else:
                 self.hits += 1
         path.with_suffix(".lock").unlink(missing_ok=True)
@@ -124,7 +134,7 @@ class Cache:
     def clean(self, what: str) -> int:
         """Remove a family ("spectrum"), the files of old versions ("old") or "all"; bytes freed."""
         freed = 0
-        for path in self.folder.glob("v*/*/*/*"):
+        for path in self.folder.glob("v*/*/*/*.safetensors"):
             version, family = path.parts[-4], path.parts[-3]
             if what in ("all", family) or (what == "old" and version != f"v{OPS_VERSION}"):
                 freed += path.stat().st_size

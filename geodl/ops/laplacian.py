@@ -20,10 +20,13 @@ def laplacian(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
     if geometry.is_cloud or geometry.backend == "robust":
         import robust_laplacian
 
-        if geometry.is_cloud:
-            lap, area = robust_laplacian.point_cloud_laplacian(pos)
-        else:
-            lap, area = robust_laplacian.mesh_laplacian(pos, face)
+        try:
+            if geometry.is_cloud:
+                lap, area = robust_laplacian.point_cloud_laplacian(pos)
+            else:
+                lap, area = robust_laplacian.mesh_laplacian(pos, face)
+        except RuntimeError as error:  # too few points, say
+            raise ValueError(f"no Laplacian: {error}") from error
         mass = np.asarray(area.diagonal())
     else:
         lap, mass = _cotan(geometry)

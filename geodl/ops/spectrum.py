@@ -29,12 +29,14 @@ DENSE = 320  # below this many vertices a dense solver is faster
 Array = NDArray[np.float64]
 
 
+@threadpool_limits.wrap(limits=1)
 def spectrum(geometry: Geometry, k: int) -> tuple[Array, Array, Array]:
     """The k smallest eigenpairs of L x = lambda M x.
 
     Returns evals (k), evecs (v k) orthonormal with respect to the areas, and the areas (v). A shape
     with fewer than k vertices has fewer eigenpairs; the rest is zero. Eigenvalues agree with
-    diffusion-net's. The start vectors are fixed, so the same arrays give the same bits.
+    diffusion-net's. Start vectors are fixed and BLAS has one thread (many fight over small blocks),
+    so the same arrays give the same bits.
 
     Raises:
         ValueError: the matrix is not positive definite, or the iteration does not converge.
@@ -54,13 +56,12 @@ def spectrum(geometry: Geometry, k: int) -> tuple[Array, Array, Array]:
         # keeps the inverse well scaled (a shift next to zero loses digits to the constant) and the
         # matrix positive definite, as a Cholesky factor needs.
         shift = 4 * np.pi / mass.sum()
-        with threadpool_limits(1):  # many BLAS threads fight over small blocks
-            solve = _factor((lap + shift * sp.diags(mass)).tocsr())
+        solve = _factor((lap + shift * sp.diags(mass)).tocsr())
 
-            def inverse(x: Array) -> Array:
-                return root[:, None] * solve(root[:, None] * x)
+        def inverse(x: Array) -> Array:
+            return root[:, None] * solve(root[:, None] * x)
 
-            theta, evecs = _largest(inverse, n, k)
+        theta, evecs = _largest(inverse, n, k)
         evals = 1.0 / theta - shift
     return np.clip(evals, 0.0, None), evecs / root[:, None], mass
 

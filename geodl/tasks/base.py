@@ -225,7 +225,7 @@ class Task(L.LightningModule):
 
     # ---- weights ----
 
-    def load_strict(self, state: dict[str, Tensor], source: Path) -> None:
+    def load_strict(self, state: dict[str, Tensor], source: Path | str) -> None:
         """Load a state dict key by key.
 
         Raises:

@@ -71,11 +71,10 @@ class Classification(Task):
     def predict_eval(self, batch: ShapeBatch) -> Prediction:
         if self.votes == 1:
             return self.predict(batch)
-        total = torch.zeros(())
-        for vote in range(self.votes):
-            turned = batch.rotated(axis_rotation(self.spec.up, 2 * math.pi * vote / self.votes))
-            total = total + self.predict(turned).logits.softmax(1)
-        return Prediction((total / self.votes).log())
+        turns = [2 * math.pi * vote / self.votes for vote in range(self.votes)]
+        votes = [self.predict(batch.rotated(axis_rotation(self.spec.up, t))) for t in turns]
+        mean = torch.stack([v.logits.float().softmax(1) for v in votes]).mean(0)
+        return Prediction(mean.clamp(min=1e-12).log(), votes[0].losses)
 
     def make_meters(self) -> dict[str, Metric]:
         n = self.outputs
