@@ -80,7 +80,9 @@ def test_a_batch_of_eight_equals_one_by_one(name, out, shapes):
         for shape in picked:
             one = ShapeBatch.pack([shape])
             singles.append(encoder(features(one), one).at(out))
-    assert (together - torch.cat(singles)).abs().max() < 1e-5
+    # Relative to the outputs, which reach 40: float32 has no more digits, machine by machine.
+    singles = torch.cat(singles)
+    assert (together - singles).abs().max() < 1e-5 * max(1.0, float(singles.abs().max()))
 
 
 @pytest.mark.parametrize("name", ENCODERS)
