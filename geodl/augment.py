@@ -15,8 +15,13 @@ from torch import Tensor
 
 from geodl.errors import UserError
 from geodl.shape import Operators, Shape
+from geodl.spec import DataSpec
 
 Keeps = Literal["operators", "connectivity", "registration"]
+
+
+# Entries of ``Shape.ops`` that are positions: registered vertices, and the surface as it was.
+POSITIONS = ("target", "scan")
 
 
 def random_rotation(rng: np.random.Generator) -> Tensor:
@@ -36,7 +41,10 @@ def rotate(shape: Shape, rotation: Tensor) -> Shape:
     """Turn positions and normals; operators are intrinsic (gradients live in the tangent frames
     that turn along) and stay."""
     normal = None if shape.normal is None else shape.normal @ rotation.T
-    return shape.replace(pos=shape.pos @ rotation.T, normal=normal)
+    ops = {k: v @ rotation.T if k in POSITIONS else v for k, v in shape.ops.items()}
+    return shape.replace(
+        pos=shape.pos @ rotation.T, normal=normal, ops=Operators(ops, shape.ops.kinds)
+    )
 
 
 def axis_rotation(axis: str, angle: float) -> Tensor:
@@ -50,6 +58,7 @@ def axis_rotation(axis: str, angle: float) -> Tensor:
 
 # How an operator changes when the shape is scaled by s: it is multiplied by s to this power.
 SCALING = {"mass": 2, "evals": -2, "evecs": -1, "grad_x": -1, "grad_y": -1, "lap": 0}
+SCALING.update(target=1, scan=1)
 
 
 class Augmentation:
@@ -57,8 +66,8 @@ class Augmentation:
 
     keeps: ClassVar[frozenset[Keeps]] = frozenset()
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, up: str) -> Shape:
-        """The changed shape; ``up`` is the data set's vertical axis."""
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        """The changed shape of a data set with this specification."""
         raise NotImplementedError
 
 
@@ -67,7 +76,7 @@ class SO3(Augmentation):
 
     keeps = frozenset({"operators", "connectivity", "registration"})
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, up: str) -> Shape:
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         return rotate(shape, random_rotation(rng))
 
 
@@ -81,8 +90,8 @@ class RotateZ(Augmentation):
             raise UserError(f"augment.rotate_z.axis={axis} is not known: choose up, x, y or z.")
         self.axis = axis
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, up: str) -> Shape:
-        axis = up if self.axis == "up" else self.axis
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        axis = spec.up if self.axis == "up" else self.axis
         return rotate(shape, axis_rotation(axis, float(rng.uniform(0.0, 2.0 * math.pi))))
 
 
@@ -101,7 +110,7 @@ class Scale(Augmentation):
         self.low = low
         self.high = high
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, up: str) -> Shape:
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         s = float(rng.uniform(self.low, self.high))
         ops = {
             name: value * s ** SCALING[name] if SCALING.get(name) else value
@@ -119,7 +128,7 @@ class Jitter(Augmentation):
         self.sigma = sigma
         self.clip = clip
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, up: str) -> Shape:
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         noise = rng.standard_normal(shape.pos.shape, dtype=np.float32) * self.sigma
         noise = torch.from_numpy(noise.clip(-self.clip, self.clip))
         return shape.replace(pos=shape.pos + noise)
@@ -135,7 +144,7 @@ class Dropout(Augmentation):
             raise UserError(f"augment.dropout.most={most} must lie in [0, 1).")
         self.most = most
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, up: str) -> Shape:
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         gone = torch.from_numpy(rng.random(shape.pos.shape[0]) < rng.random() * self.most)
         pos = shape.pos.clone()
         pos[gone] = pos[0].clone()

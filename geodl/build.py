@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from geodl.augment import Augmentation
 from geodl.data.base import Preprocess, ShapeData
 from geodl.data.fetch import Paths
+from geodl.decoders.base import Decoder
 from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.features import Feature
@@ -38,6 +39,7 @@ SLOTS: dict[str, type] = {
     "data": ShapeData,
     "features": Feature,
     "encoder": Encoder,
+    "decoder": Decoder,
     "augment": Augmentation,
     "optim": torch.optim.Optimizer,
     "schedule": Schedule,
@@ -89,6 +91,7 @@ def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
         optimizer=make("optim", cfg.optim, allow=allow),
         schedule=make("schedule", cfg.schedule, allow=allow)(),
         seed=cfg.seed,
+        decoder=make("decoder", cfg.decoder, allow=allow) if cfg.get("decoder") else None,
     )
     return make("task", cfg.task, allow=allow)(setup=setup)
 

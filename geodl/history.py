@@ -75,9 +75,11 @@ class History(L.Callback):
             scores = task.evaluate(data.batches(split), context).scores
             row |= {f"{split}/{k}": v for k, v in scores.items()}
             if self.select == split:
-                self.better = self.best is None or scores["acc"] > self.best
+                name, direction = task.monitor
+                gain = scores[name] - (self.best or 0.0)
+                self.better = self.best is None or (gain if direction == "max" else -gain) > 0
                 if self.better:
-                    self.best, self.best_epoch = scores["acc"], trainer.current_epoch
+                    self.best, self.best_epoch = scores[name], trainer.current_epoch
         row["seconds"] = time.perf_counter() - self.clock
         self.seconds += row["seconds"]
         self.rows.append(row)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -99,3 +100,74 @@ class BodyAccuracy(Metric):
             "hard_edge_acc": state.hard / state.edges,
             "soft_edge_acc": state.soft / state.meshes,
         }
+
+
+class VertexError(Metric):
+    """Distances between predicted and true vertices in correspondence, in millimetres.
+
+    Over all vertices of all shapes: mean, standard deviation, median, 90th percentile, and the
+    mean at each vertex.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.rows: list[Tensor]
+
+    def update(self, predicted: Tensor, true: Tensor, unit: float) -> None:
+        """(b v 3) each, in the model's coordinates; ``unit``: millimetres per unit."""
+        self.rows.append((predicted - true).norm(dim=2) * unit)
+
+    def compute(self) -> dict[str, Tensor]:
+        errors = torch.cat(self.rows)
+        flat = errors.flatten().sort().values
+        at = torch.linspace(0, 1, 101, device=flat.device) * (len(flat) - 1)
+        quantiles = flat[at.round().long()]
+        return {
+            "error": flat.mean(),
+            "std": flat.std(correction=0),
+            "median": quantiles[50],
+            "p90": quantiles[90],
+            "quantiles": quantiles,
+            "per_vertex": errors.mean(0),
+        }
+
+
+class SurfaceError(Metric):
+    """Point-to-triangle distances between predicted surface and scan, in millimetres, means over
+    shapes: ``scan_to_mesh`` from the scan's vertices, ``mesh_to_scan`` from the predicted ones,
+    ``surface`` the mean of both."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("forth", "back", "shapes"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Surface, scan: Surface, unit: float) -> None:
+        """One shape: positions and faces of both, in the model's coordinates."""
+        state: Any = self
+        state.forth += unit * to_surface(scan[0], predicted).mean()
+        state.back += unit * to_surface(predicted[0], scan).mean()
+        state.shapes += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        forth, back = state.forth / state.shapes, state.back / state.shapes
+        return {"surface": (forth + back) / 2, "scan_to_mesh": forth, "mesh_to_scan": back}
+
+
+Surface = tuple[Tensor, Tensor]
+
+
+def to_surface(points: Tensor, surface: Surface) -> Tensor:
+    """Exact distances (n) from points (n 3) to the triangles of a mesh (positions, faces)."""
+    import igl
+
+    pos, face = (np.ascontiguousarray(x.detach().cpu().numpy()) for x in surface)
+    query = np.ascontiguousarray(points.detach().cpu().numpy(), np.float64)
+    squared = igl.point_mesh_squared_distance(query, pos.astype(np.float64), face)[0]
+    return torch.from_numpy(np.sqrt(np.asarray(squared, np.float64)))

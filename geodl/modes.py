@@ -399,7 +399,8 @@ def _evaluate_run(cfg: DictConfig, folder: Path) -> str:
         from geodl import viz
 
         rows = read_csv(folder / "metrics.csv")
-        viz.learning_curves(rows, folder / "figures" / "learning_curves.png")
+        picture = folder / "figures" / "learning_curves.png"
+        viz.learning_curves(rows, picture, task.monitor[0])
     return f"{text}\n{folder}"
 
 
@@ -448,7 +449,7 @@ def _evaluate(
         kept[stem] = evaluation
     if cfg.figures:
         for stem, evaluation in kept.items():
-            _figures(task, evaluation, folder / "figures", stem)
+            task.figures(evaluation, folder / "figures", stem)
     return entries
 
 
@@ -476,15 +477,6 @@ def _table(entries: dict[str, Any]) -> str:
         scores = "  ".join(f"{k} {v:.4f}" for k, v in entry["scores"].items())
         lines.append(f"{name} ({entry['shapes']} shapes): {scores}")
     return "\n".join(lines)
-
-
-def _figures(task: Task, evaluation: Evaluation, folder: Path, name: str) -> None:
-    from geodl import viz
-
-    names = task.spec.classes if task.out == "whole" else task.spec.parts
-    if "confusion" in evaluation.details:
-        viz.confusion(evaluation.details["confusion"], names, folder / f"confusion-{name}.png")
-    viz.gallery(evaluation.kept, task.spec, folder / f"gallery-{name}.png")
 
 
 # ---- predict ----
@@ -603,7 +595,7 @@ def _predict_one(task: Task, name: str, shape: OwnShape, place: Path) -> dict[st
     spec = task.spec
     batch = ShapeBatch.pack([shape.ready]).to(task.device)
     with torch.no_grad():
-        logits = task.predict_eval(batch).logits.float().cpu()
+        logits = task.predict_eval(batch).output.float().cpu()
     pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()
     picture = place.with_name(f"{place.name}.png")
     if task.out == "whole":

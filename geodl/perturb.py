@@ -1,18 +1,35 @@
-"""Changes to test shapes, named and seeded: the same shapes every time (config group ``test/``)."""
+"""Changes to shapes, named and seeded: the same shapes every time.
+
+Of test shapes (config group ``test/``), or of training shapes as augmentations with
+``augment.copies=n`` prepared copies of each.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+from typing import ClassVar
 
-from geodl.augment import random_rotation, rotate
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geodl.augment import Augmentation, random_rotation, rotate
+from geodl.errors import UserError
 from geodl.ops.check import repair
-from geodl.ops.remesh import remesh
+from geodl.ops.remesh import hole, remesh, simplify, subdivide
 from geodl.shape import Shape
 from geodl.spec import DataSpec
 
+Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
 
-class Perturbation:
-    """Base. Called with a preprocessed shape that has no operators yet."""
+
+class Perturbation(Augmentation):
+    """Base. Called with a preprocessed shape that has no operators yet.
+
+    ``cached``: whether the result is kept on disk, because it takes long to make.
+    """
+
+    cached: ClassVar[bool] = False
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -28,10 +45,67 @@ class Rotate(Perturbation):
         return rotate(shape, random_rotation(rng))
 
 
-class Remesh(Perturbation):
-    """Isotropic re-meshing: the same surface, none of the old vertices. Clouds stay as they are.
+class Noise(Perturbation):
+    """Gaussian noise on every vertex.
 
-    Labels and landmarks come from the nearest old element; labels of edges are not carried.
+    Args:
+        sigma: standard deviation, in the model's coordinates (shapes are about one in radius).
+    """
+
+    def __init__(self, sigma: float = 0.01, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.sigma = sigma
+
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        noise = rng.standard_normal(shape.pos.shape, dtype=np.float32) * self.sigma
+        return shape.replace(pos=shape.pos + torch.from_numpy(noise), normal=None)
+
+
+class Shuffle(Perturbation):
+    """The vertices in random order, those that a loss compares with as well: the correspondence is
+    lost, the surface is the same."""
+
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        order = torch.from_numpy(rng.permutation(len(shape.pos)))
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order))
+        ops = shape.ops
+        if "target" in ops:
+            ops = ops.added({"target": ops.target[order]}, {"target": "row"})
+        on_vertices = spec.label_on == "vertex" and shape.label is not None
+        return shape.replace(
+            pos=shape.pos[order],
+            face=place[shape.face],
+            normal=None if shape.normal is None else shape.normal[order],
+            landmark=None if shape.landmark is None else place[shape.landmark],
+            label=shape.label[order] if on_vertices and shape.label is not None else shape.label,
+            ops=ops,
+        )
+
+
+class Retriangulation(Perturbation):
+    """Base of changes that give the surface other vertices. Labels and landmarks come from the
+    nearest old element; labels of edges are not carried. Clouds stay as they are."""
+
+    cached = True
+
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        raise NotImplementedError
+
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        from geodl.data.base import carried
+
+        if shape.is_cloud:
+            return shape
+        mesh = repair(*self.mesh(shape.pos.double().numpy(), shape.face.numpy(), rng))
+        new = carried(shape, mesh.pos.astype(np.float32), mesh.face, spec.label_on)
+        return new.replace(pos=new.pos.float())
+
+
+class Remesh(Retriangulation):
+    """Isotropic re-meshing: the same surface, none of the old vertices.
 
     Args:
         ratio: new number of vertices over old.
@@ -41,13 +115,102 @@ class Remesh(Perturbation):
         super().__init__(seed)
         self.ratio = ratio
 
-    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        from geodl.data.base import carried
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        return remesh(pos, face, max(16, round(len(pos) * self.ratio)), rng)
 
-        if shape.is_cloud:
-            return shape
-        old = shape.pos.double().numpy()
-        count = max(16, round(len(old) * self.ratio))
-        mesh = repair(*remesh(old, shape.face.numpy(), count, rng))
-        new = carried(shape, mesh.pos.astype(np.float32), mesh.face, spec.label_on)
-        return new.replace(pos=new.pos.float())
+
+class Simplify(Retriangulation):
+    """Quadric decimation.
+
+    Args:
+        ratio: new number of vertices over old.
+    """
+
+    def __init__(self, ratio: float = 0.5, seed: int = 0) -> None:
+        super().__init__(seed)
+        if not 0 < ratio <= 1:
+            raise UserError(f"test.simplify: ratio={ratio} must lie in (0, 1].")
+        self.ratio = ratio
+
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        return simplify(pos, face, max(16, round(len(pos) * self.ratio)))
+
+
+class Subdivide(Retriangulation):
+    """Every triangle into four, by edge midpoints."""
+
+    cached = False
+
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        return subdivide(pos, face)
+
+
+class Holes(Retriangulation):
+    """Connected patches of the surface taken away.
+
+    Args:
+        count: number of patches.
+        share: share of the faces that go, all together.
+    """
+
+    cached = False
+
+    def __init__(self, count: int = 1, share: float = 0.1, seed: int = 0) -> None:
+        super().__init__(seed)
+        if count < 1 or not 0 < share < 1:
+            raise UserError(
+                f"test.holes: count={count} must be 1 or more and share={share} lie in (0, 1)."
+            )
+        self.count, self.share = count, share
+
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        for _ in range(self.count):
+            face = hole(pos, face, self.share / self.count, rng)
+        return pos, face
+
+
+class Unregister(Retriangulation):
+    """Another triangulation of every shape, each in a way of its own: re-meshed, simplified or
+    subdivided and re-meshed, to between ``low`` and ``high`` times the vertices; then noise and
+    holes, if asked for. What it leaves is a scan: same surface, no correspondence.
+
+    Args:
+        low, high: bounds of the new number of vertices over the old.
+        noise: standard deviation of Gaussian noise, in the model's coordinates.
+        holes: share of the faces taken away, in two patches.
+    """
+
+    def __init__(
+        self,
+        low: float = 0.6,
+        high: float = 1.4,
+        noise: float = 0.0,
+        holes: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(seed)
+        self.low, self.high, self.noise, self.holes = low, high, noise, holes
+
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        count = max(16, round(len(pos) * rng.uniform(self.low, self.high)))
+        ways: list[Callable[[], Mesh]] = [
+            lambda: remesh(pos, face, count, rng),
+            lambda: simplify(*subdivide(pos, face), count),
+        ]
+        new, triangles = ways[rng.integers(len(ways))]()
+        if self.holes:
+            for _ in range(2):
+                triangles = hole(new, triangles, self.holes / 2, rng)
+        if self.noise:
+            new = new + rng.standard_normal(new.shape) * self.noise
+        return new, triangles

@@ -64,6 +64,9 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     for key in ("weights", "init"):
         if plain.get(key):
             plain[key] = fingerprint(Path(plain[key]))
+    for slot, key in (("decoder", "model"), ("data", "template")):
+        if (plain.get(slot) or {}).get(key):
+            plain[slot][key] = fingerprint(Path(plain[slot][key]))
     folder = (plain.get("data") or {}).get("folder")
     if folder:
         outputs = Path(outputs_folder).expanduser().resolve()

@@ -118,11 +118,13 @@ def _skip(cfg: Any) -> bool:
 
 
 def headline(result: dict[str, Any]) -> dict[str, float]:
-    """The first metric of every test set of a result."""
-    return {
-        name: next(v for k, v in entry["scores"].items() if k.endswith("acc"))
-        for name, entry in result.get("eval", {}).items()
-    }
+    """One metric of every test set of a result: an accuracy, or an error between surfaces."""
+
+    def first(scores: dict[str, float]) -> float:
+        order = [*(k for k in scores if k.endswith("acc")), "surface", "error", *scores]
+        return next(scores[k] for k in order if k in scores)
+
+    return {name: first(entry["scores"]) for name, entry in result.get("eval", {}).items()}
 
 
 # ---- sweeps ----

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from geodl.errors import UserError
 
 # How a field of a shape becomes a field of a batch.
@@ -144,11 +147,58 @@ class Needs:
 
 
 @dataclass(frozen=True)
-class Template:
-    """The mesh that registered shapes share: vertices (v 3) and faces (f 3) as nested tuples."""
+class Level:
+    """One step of a mesh pyramid, from a fine mesh (n vertices) to a coarser one (m vertices).
 
-    pos: tuple[tuple[float, float, float], ...]
-    face: tuple[tuple[int, int, int], ...]
+    pos (m 3), face (f 3): the coarse mesh | down (m): the fine vertex that each coarse one is |
+    up (n 3), weight (n 3): the coarse vertices between which a fine one lies, and barycentric
+    weights. Matrices: ``D[i, down[i]] = 1`` and ``U[j, up[j]] = weight[j]``.
+    """
+
+    pos: NDArray[np.float32]
+    face: NDArray[np.int64]
+    down: NDArray[np.int64]
+    up: NDArray[np.int64]
+    weight: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    """The mesh that registered shapes share, in the model's coordinates: pos (v 3), face (f 3).
+
+    ``levels`` keeps the pyramids that were asked for (see ``geodl.ops.hierarchy``), by their
+    factors; they are stored with the template, so that a checkpoint does not depend on the library
+    that simplified it.
+    """
+
+    pos: NDArray[np.float32]
+    face: NDArray[np.int64]
+    levels: dict[tuple[int, ...], tuple[Level, ...]] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        levels = [
+            {"factors": list(k), "levels": [{n: a.tolist() for n, a in vars(x).items()} for x in v]}
+            for k, v in self.levels.items()
+        ]
+        return {"pos": self.pos.tolist(), "face": self.face.tolist(), "levels": levels}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Template:
+        levels = {
+            tuple(entry["factors"]): tuple(
+                Level(
+                    np.asarray(x["pos"], np.float32),
+                    np.asarray(x["face"], np.int64),
+                    np.asarray(x["down"], np.int64),
+                    np.asarray(x["up"], np.int64),
+                    np.asarray(x["weight"], np.float32),
+                )
+                for x in entry["levels"]
+            )
+            for entry in plain.get("levels", [])
+        }
+        pos = np.asarray(plain["pos"], np.float32)
+        return cls(pos, np.asarray(plain["face"], np.int64), levels)
 
 
 @dataclass(frozen=True)
@@ -161,6 +211,8 @@ class DataSpec:
     category_parts  which parts each class may have (ShapeNetPart's convention), or empty
     vertices        number of vertices if it is the same for every item
     registered      splits whose items are in vertex correspondence
+    template        the mesh that registered shapes share
+    unit            millimetres per unit of the model's coordinates (registered data)
     up              the vertical axis, "y" or "z"
     protocol        the name of the split and preparation that a result belongs to
     """
@@ -172,11 +224,15 @@ class DataSpec:
     vertices: int | None = None
     registered: tuple[str, ...] = ()
     template: Template | None = None
+    unit: float = 1.0
     up: Literal["y", "z"] = "y"
     protocol: str = ""
 
     def to_plain(self) -> dict[str, Any]:
-        return _lists(dataclasses.asdict(self))
+        names = [f.name for f in dataclasses.fields(self) if f.name != "template"]
+        plain = {n: _lists(getattr(self, n)) for n in names}
+        plain["template"] = self.template.to_plain() if self.template else None
+        return plain
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> DataSpec:
@@ -184,7 +240,7 @@ class DataSpec:
         template = plain.pop("template", None)
         values = {k: _tuples(v) for k, v in plain.items()}
         if template is not None:
-            values["template"] = Template(**{k: _tuples(v) for k, v in template.items()})
+            values["template"] = Template.from_plain(template)
         return cls(**values)
 
 

@@ -212,13 +212,13 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str], path: Path)
     _save(figure, path)
 
 
-def learning_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
-    """Loss, accuracy and learning rate over epochs."""
+def learning_curves(rows: Sequence[dict[str, float]], path: Path, monitor: str = "acc") -> None:
+    """Loss, the monitored metric and learning rate over epochs."""
     if not rows:
         return
     figure = Figure(figsize=(11, 3.2))
     epochs = [r["epoch"] + 1 for r in rows]
-    for i, metric in enumerate(("loss", "acc", "lr")):
+    for i, metric in enumerate(("loss", monitor, "lr")):
         ax = figure.add_subplot(1, 3, i + 1)
         for split, color in (("train", "tab:blue"), ("val", "tab:orange"), ("test", "tab:red")):
             key = metric if metric == "lr" else f"{split}/{metric}"
@@ -238,4 +238,102 @@ def learning_curves(rows: Sequence[dict[str, float]], path: Path) -> None:
         if metric != "lr":
             ax.legend(frameon=False, fontsize=8)
     figure.tight_layout()
+    _save(figure, path)
+
+
+# ---- registered shapes ----
+
+
+def heat(errors: NDArray[Any], high: float) -> NDArray[np.float64]:
+    """Colours (n 3) of errors: blue for none, yellow for ``high`` and above."""
+    return np.asarray(matplotlib.colormaps["viridis"](np.clip(errors / max(high, 1e-12), 0, 1)))[
+        :, :3
+    ]
+
+
+def _scale(figure: Figure, high: float, unit: str = "mm") -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    ax = figure.add_axes((0.93, 0.2, 0.012, 0.6))
+    figure.colorbar(ScalarMappable(Normalize(0, high), "viridis"), cax=ax, label=unit)
+
+
+FRONT = view("y", 20.0, 5.0)
+
+
+def front(up: str) -> NDArray[np.float64]:
+    return FRONT if up == "y" else view("z", 20.0, 5.0)
+
+
+def reconstructions(
+    rows: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]],
+    face: NDArray[Any],
+    unit: float,
+    path: Path,
+    up: str = "y",
+) -> None:
+    """Columns: input (its own faces), reconstruction, and the reconstruction coloured by its
+    distance to the true vertices in millimetres. rows: (scan, its faces, predicted, true)."""
+    if not rows:
+        return
+    shown = rows[:6]
+    errors = [np.linalg.norm(y - t, axis=1) * unit for *_, y, t in shown]
+    high = float(np.quantile(np.concatenate(errors), 0.98))
+    figure = Figure(figsize=(2.0 * len(shown), 6.2))
+    for i, ((scan, scan_face, y, _), error) in enumerate(zip(shown, errors, strict=True)):
+        drawn = (
+            (scan, scan_face, None, f"input ({len(scan)})"),
+            (y, face, None, "reconstruction"),
+            (y, face, heat(error, high), f"{error.mean():.2f} mm"),
+        )
+        for j, (pos, triangles, color, title) in enumerate(drawn):
+            ax = figure.add_subplot(3, len(shown), j * len(shown) + i + 1)
+            draw(ax, pos, triangles, color, front(up), title)
+    figure.subplots_adjust(right=0.91, wspace=0.02, hspace=0.12)
+    _scale(figure, high)
+    _save(figure, path)
+
+
+def error_map(
+    pos: NDArray[Any], face: NDArray[Any], errors: NDArray[Any], path: Path, up: str = "y"
+) -> None:
+    """The mean error (v) at every vertex, on one mesh, from two sides."""
+    high = float(np.quantile(errors, 0.99))
+    figure = Figure(figsize=(7, 3.6))
+    for i, azimuth in enumerate((-35.0, 35.0)):
+        ax = figure.add_subplot(1, 2, i + 1)
+        draw(ax, pos, face, heat(errors, high), view(up, azimuth, 5.0))
+    figure.suptitle(f"mean error {errors.mean():.2f} mm", fontsize=10)
+    _scale(figure, high)
+    _save(figure, path)
+
+
+def error_curve(quantiles: Sequence[float], path: Path) -> None:
+    """Cumulative error: the share of vertices (y) within a distance (x, mm)."""
+    figure = Figure(figsize=(4.5, 3.2))
+    ax = figure.add_subplot()
+    ax.plot(quantiles, np.linspace(0, 100, len(quantiles)))
+    ax.set_xlim(0, float(quantiles[-3]))
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("error, mm")
+    ax.set_ylabel("vertices within, %")
+    ax.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def strips(shapes: Sequence[NDArray[Any]], face: NDArray[Any], path: Path, up: str = "y") -> None:
+    """Rows of shapes (n v 3) that share their faces (f 3), all at one scale."""
+    columns = max(len(row) for row in shapes)
+    figure = Figure(figsize=(1.7 * columns, 2.1 * len(shapes)))
+    for i, row in enumerate(shapes):
+        for j, pos in enumerate(row):
+            draw(
+                figure.add_subplot(len(shapes), columns, i * columns + j + 1),
+                pos,
+                face,
+                None,
+                front(up),
+            )
+    figure.subplots_adjust(wspace=0.02, hspace=0.02)
     _save(figure, path)

@@ -33,7 +33,7 @@ from geodl.data.shrec11 import SHREC11
 from geodl.errors import UserError
 from geodl.ops import check as checks
 from geodl.ops.geometry import unique_edges
-from geodl.spec import Gradient, Needs, Points, Spectrum
+from geodl.spec import DataSpec, Gradient, Needs, Points, Spectrum
 
 
 @pytest.fixture
@@ -486,10 +486,10 @@ def test_random_numbers_do_not_depend_on_workers_or_order(paths):
 
 
 def test_rotations_turn_normals_along(shapes):
-    shape = SO3()(shapes[0], np.random.default_rng(0), "y")
+    shape = SO3()(shapes[0], np.random.default_rng(0), DataSpec(up="y"))
     before = (shapes[0].normal * shapes[0].pos).sum(1)
     torch.testing.assert_close((shape.normal * shape.pos).sum(1), before, atol=1e-5, rtol=1e-4)
-    upright = RotateZ()(shapes[0], np.random.default_rng(0), "z")
+    upright = RotateZ()(shapes[0], np.random.default_rng(0), DataSpec(up="z"))
     torch.testing.assert_close(upright.pos[:, 2], shapes[0].pos[:, 2])
     assert not torch.allclose(upright.pos[:, 0], shapes[0].pos[:, 0], atol=1e-3)
 

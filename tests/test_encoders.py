@@ -1,31 +1,54 @@
 """One file checks every encoder that the folder holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from conftest import ALL, labelled_on
+from conftest import ALL, icosphere, labelled_on
 
 from geodl.augment import random_rotation, rotate
 from geodl.build import compose, make
 from geodl.data.base import attach, sampled
+from geodl.decoders.chebnet import Cheb
+from geodl.decoders.linear import Linear
+from geodl.decoders.mlp import MLP
+from geodl.decoders.spiral import Spiral
+from geodl.encoders.chebnet import ChebConv, ChebNet, scaled_laplacian
 from geodl.encoders.diffusionnet import DiffusionNet
 from geodl.encoders.flat_mlp import FlatMLP, lexicographic
 from geodl.encoders.pointnet import PointNet
+from geodl.encoders.spiralnet import SpiralConv, SpiralNet
 from geodl.errors import UserError
 from geodl.features import HKS, XYZ
 from geodl.run import config_dir
 from geodl.shape import ShapeBatch
-from geodl.spec import DataSpec, Points
+from geodl.spec import DataSpec, Points, Template
 
 ENCODERS = sorted(p.stem for p in (config_dir() / "encoder").glob("*.yaml"))
 SPEC = DataSpec(classes=tuple("abcdefgh"), parts=tuple("wxyz"), label_on="vertex")
 SMALL = {
+    "chebnet": ["encoder.channels=[8,8]", "encoder.factors=[4,4]"],
+    "flat": [],
+    "spiralnet": [
+        "encoder.channels=[8,8]",
+        "encoder.factors=[4,4]",
+        "encoder.length=[9,9]",
+        "encoder.dilation=[1,1]",
+    ],
     "diffusionnet": ["encoder.width=16", "encoder.blocks=2", "encoder.k_eig=64"],
     "flat_mlp": ["encoder.points=64"],
     "point_mlp": [],
     "pointnet": ["encoder.points=null"],
     "pointnet_tnets": ["encoder.points=null"],
 }
+
+
+@pytest.fixture
+def spec(shapes):
+    """A specification whose template is the first shape."""
+    template = Template(shapes[0].pos.numpy(), shapes[0].face.numpy())
+    return replace(SPEC, template=template)
 
 
 def build(name, channels, out, spec=SPEC):
@@ -38,39 +61,43 @@ def build(name, channels, out, spec=SPEC):
 
 
 def seen_by(encoder, shapes):
+    if encoder.registered:  # as many shapes with the template's faces
+        moved = [shapes[0].pos * (1 + 0.1 * i) for i in range(len(shapes))]
+        return [shapes[0].replace(pos=pos) for pos in moved]
     points = encoder.needs.find(Points)
     return [sampled(s, points.n, "vertex", None) for s in shapes] if points else shapes
 
 
 def test_every_encoder_of_the_folder_is_tested():
-    assert set(SMALL) == set(ENCODERS) and len(ENCODERS) == 5
+    assert set(SMALL) == set(ENCODERS) and len(ENCODERS) == 8
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("out", ["vertex", "edge", "face", "whole"])
-def test_every_output_has_its_rows_or_is_refused(name, out, shapes):
+def test_every_output_has_its_rows_or_is_refused(name, out, shapes, spec):
     try:
-        encoder = build(name, 3, out).eval()
+        encoder = build(name, 3, out, spec).eval()
     except UserError as error:
-        assert out not in FlatMLP.outputs and name == "flat_mlp" and out in str(error)
+        assert out != "whole" and name in WHOLE and out in str(error)
         return
     picked = [labelled_on(s, out) if out != "whole" else s for s in shapes[:3]]
     batch = ShapeBatch.pack(seen_by(encoder, picked))
     value = encoder(batch.pos, batch).at(out)
     rows = 3 if out == "whole" else len(batch.label)
     assert value.shape == (rows, encoder.channels)
-    value.sum().backward()
+    if name != "flat":
+        value.sum().backward()
     unused = [n for n, p in encoder.named_parameters() if p.grad is None]
     assert not unused, f"built but not used for {out}: {unused}"
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("out", ["vertex", "whole"])
-def test_a_batch_of_eight_equals_one_by_one(name, out, shapes):
-    if name == "flat_mlp" and out == "vertex":
-        pytest.skip("flat_mlp has no vertex output")
+def test_a_batch_of_eight_equals_one_by_one(name, out, shapes, spec):
+    if name in WHOLE and out == "vertex":
+        return
     intrinsic = name == "diffusionnet"
-    encoder = build(name, 16 if intrinsic else 3, out).eval()
+    encoder = build(name, 16 if intrinsic else 3, out, spec).eval()
     features = HKS(16, 64) if intrinsic else XYZ()
     picked = seen_by(encoder, shapes)
     batch = ShapeBatch.pack(picked)
@@ -86,8 +113,8 @@ def test_a_batch_of_eight_equals_one_by_one(name, out, shapes):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_declared_symmetries_hold(name, shapes, cache):
-    encoder = build(name, 3, "whole").eval()
+def test_declared_symmetries_hold(name, shapes, cache, spec):
+    encoder = build(name, 3, "whole", spec).eval()
     shape = seen_by(encoder, shapes[:1])[0]
     rng = np.random.default_rng(0)
 
@@ -104,6 +131,10 @@ def test_declared_symmetries_hold(name, shapes, cache):
         moved = moved.replace(face=place[shape.face])
     if encoder.needs.computed:
         moved = attach(moved, ALL, "cotan", cache)
+    if encoder.registered:
+        with pytest.raises(UserError, match="other faces"):
+            code(moved)
+        return
     same = torch.allclose(code(shape), code(moved), atol=2e-4)
     assert same == ("permutation" in encoder.symmetries)
 
@@ -119,6 +150,9 @@ def test_declared_symmetries_hold(name, shapes, cache):
     shifted = shape.replace(pos=shape.pos + 1.0)
     if "translation" in encoder.symmetries:
         torch.testing.assert_close(code(shape, shape.pos), code(shifted, shape.pos))
+
+
+WHOLE = ("flat_mlp", "flat", "spiralnet", "chebnet")
 
 
 def count(encoder, classes):
@@ -235,3 +269,80 @@ def test_flat_network_refuses_another_number_of_points(shapes):
     batch = ShapeBatch.pack(shapes[:2])
     with pytest.raises(UserError, match="weights for 64 points"):
         flat(batch.pos, batch)
+
+
+# ---- networks on a template ----
+
+
+def sphere(vertices):
+    """A template of exactly so many vertices."""
+    from geodl.ops.hierarchy import decimate
+
+    pos, face = icosphere(5)
+    kept, face = decimate(pos, face, vertices)
+    return Template(pos[kept].astype(np.float32), face)
+
+
+def test_parameters_of_template_networks_are_the_authors():
+    spec = DataSpec(template=sphere(5023))
+
+    def total(encoder, decoder, latent):
+        parts = (encoder, decoder, torch.nn.Linear(encoder.channels, latent))
+        return sum(p.numel() for part in parts for p in part.parameters())
+
+    wide, narrow = [32, 32, 32, 64], [16, 16, 16, 32]
+    spiral = SpiralNet(3, spec, "whole", channels=wide), Spiral(16, spec, channels=wide)
+    assert total(*spiral, 16) == 154_899
+    cheb = ChebNet(3, spec, "whole", channels=narrow), Cheb(8, spec, channels=narrow)
+    assert total(*cheb, 8) == 30_059
+    assert sum(p.numel() for p in Linear(8, spec).parameters()) == 120_552
+
+
+def test_a_spiral_convolution_is_a_linear_layer_on_the_spiral():
+    torch.manual_seed(0)
+    index = torch.randint(0, 20, (20, 5))
+    index[3, 2:] = -1  # the dummy vertex
+    x = torch.randn(2, 20, 4, requires_grad=True)
+    for out in (3, 7):  # multiplied before and after the gathering
+        conv = SpiralConv(4, out, index)
+        padded = torch.cat([x, torch.zeros(2, 1, 4)], dim=1)
+        rows = padded[:, index].flatten(2)  # -1 is the last row
+        torch.testing.assert_close(conv(x), conv.linear(rows))
+        ours = torch.autograd.grad(conv(x).square().sum(), x)[0]
+        plain = torch.autograd.grad(conv.linear(rows).square().sum(), x)[0]
+        torch.testing.assert_close(ours, plain)
+
+
+def test_a_chebyshev_convolution_is_a_polynomial_of_the_laplacian():
+    torch.manual_seed(0)
+    pos, face = icosphere(1)
+    lap = scaled_laplacian(face, len(pos))
+    dense = lap.to_dense()
+    assert torch.linalg.eigvalsh(dense).abs().max() <= 1 + 1e-5
+    conv = ChebConv(2, 3, 4, lap)
+    x = torch.randn(1, len(pos), 2)
+    eye = torch.eye(len(pos))
+    terms = [eye, dense, 2 * dense @ dense - eye, 4 * dense @ dense @ dense - 3 * dense]
+    plain = conv.linear(torch.cat([t @ x[0] for t in terms], dim=1))
+    torch.testing.assert_close(conv(x)[0], plain, atol=1e-5, rtol=1e-4)
+
+
+def test_template_networks_refuse_other_meshes(shapes, spec):
+    encoder = build("spiralnet", 3, "whole", spec)
+    with pytest.raises(UserError, match="vertex correspondence.*take encoder=pointnet"):
+        encoder(shapes[1].pos, ShapeBatch.pack([shapes[1]]))
+    with pytest.raises(UserError, match="but this data set has none"):
+        build("spiralnet", 3, "whole", SPEC)
+    with pytest.raises(UserError, match="channels has 1, factors has 2"):
+        SpiralNet(3, spec, "whole", channels=[8], factors=[4, 4])
+
+
+def test_decoders_start_from_any_code(spec):
+    small = {"channels": [8, 8], "factors": [4, 4]}
+    for decoder in (
+        Spiral(5, spec, **small, length=[9, 9], dilation=[1, 2]),
+        Cheb(5, spec, **small),
+        MLP(5, spec),
+        Linear(5, spec),
+    ):
+        assert decoder(torch.randn(3, 5)).shape == (3, len(spec.template.pos), 3)

@@ -51,14 +51,15 @@ def test_signatures_do_not_turn_with_the_shape(shapes):
 
 def test_scaling_rescales_operators_exactly(cache):
     from geodl.data.base import attach
-    from geodl.spec import Gradient, Laplacian, Needs, Spectrum
+    from geodl.spec import DataSpec, Gradient, Laplacian, Needs, Spectrum
 
     needs = Needs.of(Spectrum(32), Gradient(), Laplacian())
     # A mesh without slivers: the authors' absolute 1e-5 in the gradients' systems shows on these.
     pos, face = icosphere(3)
     pos = torch.from_numpy(pos * [1.0, 0.7, 1.3]).float()
     bare = Shape(pos, torch.from_numpy(face).long(), name="ellipsoid")
-    scaled = Scale(1.5, 1.5)(attach(bare, needs, "cotan", cache), np.random.default_rng(0), "y")
+    full = attach(bare, needs, "cotan", cache)
+    scaled = Scale(1.5, 1.5)(full, np.random.default_rng(0), DataSpec())
     fresh = attach(bare.replace(pos=bare.pos * 1.5), needs, "cotan", cache)
     torch.testing.assert_close(scaled.ops.mass, fresh.ops.mass, rtol=1e-4, atol=0)
     torch.testing.assert_close(scaled.ops.evals[1:], fresh.ops.evals[1:], rtol=1e-4, atol=0)

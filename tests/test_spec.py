@@ -1,6 +1,9 @@
+import numpy as np
 import pytest
+import torch
 
 from geodl.errors import UserError
+from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec, Gradient, Needs, Points, Spectrum, Template
 
 
@@ -28,9 +31,26 @@ def test_a_specification_survives_the_checkpoint():
         parts=("x",),
         label_on="face",
         category_parts=((0,), (0, 1)),
-        template=Template(((0.0, 0.0, 1.0),), ((0, 0, 0),)),
+        unit=98.5,
         protocol="p",
     )
     plain = spec.to_plain()
     assert isinstance(plain["classes"], list)
     assert DataSpec.from_plain(plain) == spec
+
+
+def test_a_template_survives_the_checkpoint_with_its_levels(tmp_path):
+    from conftest import icosphere
+
+    pos, face = icosphere(3)
+    template = Template(pos.astype(np.float32), face)
+    levels = pyramid(template, (4, 4))
+    plain = DataSpec(template=template).to_plain()
+    torch.save(plain, tmp_path / "spec.pt")
+    back = DataSpec.from_plain(torch.load(tmp_path / "spec.pt", weights_only=True)).template
+    assert back is not None and list(back.levels) == [(4, 4)]
+    np.testing.assert_array_equal(back.pos, template.pos)
+    for found, made in zip(pyramid(back, (4, 4)), levels, strict=True):
+        for name, array in vars(made).items():
+            np.testing.assert_array_equal(getattr(found, name), array)
+            assert getattr(found, name).dtype == array.dtype

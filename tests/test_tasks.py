@@ -43,7 +43,7 @@ def test_every_encoder_learns_every_kind_of_label(encoder, on, points, shapes):
         picked = [sampled(s, points, on, None) for s in picked]
     batch = ShapeBatch.pack(picked)
     prediction = model.predict(batch)
-    assert prediction.logits.shape == (len(batch.label), 8)
+    assert prediction.output.shape == (len(batch.label), 8)
     sum(model.losses(prediction, batch).values()).backward()
     result = model.evaluate([batch])
     assert 0 <= result.scores["acc"] <= 1 and result.shapes == 3
@@ -105,13 +105,13 @@ def test_class_weights_are_fitted_and_stored(shapes):
 def test_voting_averages_over_rotations(shapes):
     model = task("task.votes=4", "encoder.points=null").eval()
     batch = ShapeBatch.pack(shapes[:2])
-    voted = model.predict_eval(batch).logits.exp()
+    voted = model.predict_eval(batch).output.exp()
     torch.testing.assert_close(voted.sum(1), torch.ones(2))
     from geodl.augment import axis_rotation
 
     turned = batch.rotated(axis_rotation("y", torch.pi / 2))
-    torch.testing.assert_close(model.predict_eval(turned).logits.exp(), voted, atol=1e-4, rtol=1e-3)
-    assert not torch.allclose(model.predict(turned).logits, model.predict(batch).logits, atol=1e-4)
+    torch.testing.assert_close(model.predict_eval(turned).output.exp(), voted, atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(model.predict(turned).output, model.predict(batch).output, atol=1e-4)
 
 
 def test_label_smoothing_and_encoder_losses_enter_the_loss(shapes):

@@ -35,6 +35,7 @@ from geodl.ops.geometry import (
     vertex_normals,
 )
 from geodl.ops.remesh import nearest, simplify
+from geodl.perturb import Perturbation
 from geodl.shape import Operators, Shape, ShapeBatch
 from geodl.spec import DataSpec, Item, Kind, Needs, Normals, Points
 
@@ -66,6 +67,8 @@ class Preprocess:
     vertices   simplify larger meshes to about this number, or null
     on_defect  what to do with a defective mesh: "raise" an error, "drop" it or "repair" it
     backend    Laplacian of meshes: "cotan" or "robust" (clouds always take the latter)
+    fixed      one centre (x, y, z) and size for all shapes, in place of center and scale:
+               registered shapes keep their sizes, places and vertices
     """
 
     center: Literal["mean", "bbox"] | None = "mean"
@@ -73,6 +76,7 @@ class Preprocess:
     vertices: int | None = None
     on_defect: Literal["raise", "drop", "repair"] = "repair"
     backend: Backend = "cotan"
+    fixed: tuple[float, float, float, float] | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (
@@ -93,6 +97,8 @@ class Preprocess:
         Raises:
             BadShape: a defect that cannot be mended or, by ``on_defect``, may not be.
         """
+        if self.fixed is not None:
+            return self._place(shape, *self.fixed)
         mended: list[str] = []
         shape = self._mend(shape, label_on, mended, "")
         if self.vertices and not shape.is_cloud and shape.pos.shape[0] > self.vertices:
@@ -125,6 +131,14 @@ class Preprocess:
         if not size > 0:
             raise BadShape("all its points are the same")
         return Preprocessed(shape.replace(pos=(points / size).float()), mended, center, size)
+
+    def _place(self, shape: Shape, x: float, y: float, z: float, size: float) -> Preprocessed:
+        defects = checks.check(shape.pos.double().numpy(), shape.face.numpy(), cloud=shape.is_cloud)
+        if defects.fatal:
+            raise BadShape(str(checks.Defects(defects.fatal)))
+        center = torch.tensor([x, y, z], dtype=torch.float64)
+        pos = ((shape.pos.double() - center) / size).float()
+        return Preprocessed(shape.replace(pos=pos), [], center, size)
 
     def _mend(self, shape: Shape, label_on: str, mended: list[str], when: str) -> Shape:
         pos: NDArray[Any] = shape.pos.double().numpy()
@@ -189,6 +203,10 @@ def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) 
         category=shape.category,
         landmark=landmark,
         name=shape.name,
+        ops=Operators(
+            {k: v for k, v in shape.ops.items() if k == "target"},
+            {k: v for k, v in shape.ops.kinds.items() if k == "target"},
+        ),
     )
 
 
@@ -263,9 +281,10 @@ def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None
         points = np.einsum("nc,ncd->nd", weights, vertices[face[chosen]])
         pos = torch.from_numpy(points).float()
         normal = torch.from_numpy(unit(vectors[chosen])).float()
+    kept = (*LABEL_OPS, *SURFACE_OPS)
     ops = Operators(
-        {k: v for k, v in shape.ops.items() if k in LABEL_OPS},
-        {k: v for k, v in shape.ops.kinds.items() if k in LABEL_OPS},
+        {k: v for k, v in shape.ops.items() if k in kept},
+        {k: v for k, v in shape.ops.kinds.items() if k in kept},
     )
     if shape.label is not None:
         carry = torch.from_numpy(nearest(pos.numpy(), elements(shape, label_on)))
@@ -277,6 +296,9 @@ def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None
 
 # Fields about labelled elements, which stay when points stand in for vertices.
 LABEL_OPS = ("edge_face", "edge_label", "edge_soft", "edge_area")
+# Registered data: the vertices of the template (target), and the surface that the model's input was
+# taken from (scan, scan_face with indices of its own), in the model's coordinates.
+SURFACE_OPS = ("target", "scan", "scan_face")
 
 
 @dataclass
@@ -389,6 +411,9 @@ class ShapeData(L.LightningDataModule):
         if item.category is not None:
             shape.category = torch.tensor(item.category)
         done = self.process(shape, self.spec.label_on, self.cache)
+        if self.spec.template is not None:
+            ops = done.shape.ops.added({"target": done.shape.pos}, {"target": "row"})
+            return done.shape.replace(ops=ops), done.mended
         return done.shape, done.mended
 
     def configure(
@@ -415,7 +440,7 @@ class ShapeData(L.LightningDataModule):
             )
         self.needs = needs
         self.augment = list(augment)
-        self.copies = copies if breaking and needs.computed else 0
+        self.copies = copies if breaking else 0
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
@@ -548,7 +573,7 @@ def prepare_item(
         shape, mended = data._load(item)  # pyright: ignore[reportPrivateUsage]
         dataset = ShapeDataset(data, [item], train)
         copies = range(data.copies) if train and data.copies else [0]
-        if data.needs.computed:
+        if data.needs.computed or data.copies:
             for copy in copies:
                 dataset.with_operators(shape, item, copy)
     except (BadShape, ValueError) as error:
@@ -567,7 +592,7 @@ class ShapeDataset(Dataset[Shape]):
     """
 
     def __init__(
-        self, data: ShapeData, items: list[Item], train: bool, perturb: Sequence[Any] = ()
+        self, data: ShapeData, items: list[Item], train: bool, perturb: Sequence[Perturbation] = ()
     ) -> None:
         self.data = data
         self.items = items
@@ -586,11 +611,7 @@ class ShapeDataset(Dataset[Shape]):
         if (copy, index) not in self.kept:
             shape = self.data.load(item)
             for perturb in self.perturb:
-                shape = perturb(
-                    shape,
-                    np.random.default_rng([perturb.seed, item_seed(item.name)]),
-                    data.spec,
-                )
+                shape = self._perturbed(perturb, shape, 0)
             self.kept[copy, index] = self.with_operators(shape, item, copy)
         shape = self.kept[copy, index]
         points = data.needs.find(Points)
@@ -599,21 +620,60 @@ class ShapeDataset(Dataset[Shape]):
         if self.train:
             for augment in data.augment:
                 if "operators" in augment.keeps or not data.copies:
-                    shape = augment(shape, rng, data.spec.up)
+                    shape = augment(shape, rng, data.spec)
         return shape
 
+    def _perturbed(self, perturb: Perturbation, shape: Shape, copy: int) -> Shape:
+        words = [perturb.seed, item_seed(shape.name), *([copy] if copy else [])]
+        rng = np.random.default_rng(words)
+        if not perturb.cached or shape.is_cloud:
+            return perturb(shape, rng, self.data.spec)
+        spec, made = self.data.spec, ("label", "landmark")
+
+        def make() -> Arrays:
+            new = perturb(shape, rng, spec)
+            arrays = {"pos": new.pos.numpy(), "face": new.face.numpy()}
+            return arrays | {n: x.numpy() for n in made if (x := getattr(new, n)) is not None}
+
+        given = [x.numpy() for n in made if (x := getattr(shape, n)) is not None]
+        key = digest(
+            shape.pos.numpy(),
+            shape.face.numpy(),
+            *given,
+            spec.label_on,
+            type(perturb).__name__,
+            sorted(vars(perturb).items()),
+            words,
+        )
+        arrays = self.data.cache.get("perturbed", key, make)
+        kept = {k: v for k, v in shape.ops.items() if k == "target"}
+        return Shape(
+            **{n: torch.from_numpy(x) for n, x in arrays.items()},
+            category=shape.category,
+            name=shape.name,
+            ops=Operators(kept, dict.fromkeys(kept, "row")),
+        )
+
     def with_operators(self, shape: Shape, item: Item, copy: int) -> Shape:
-        """One prepared copy: points drawn once where operators are needed, augmentations that would
-        spoil operators applied before these are computed."""
+        """One prepared copy: other meshes of the same surface first, points drawn once where
+        operators are needed, augmentations that would spoil operators before these are computed."""
         data = self.data
         points = data.needs.find(Points)
+        spoiling = [a for a in data.augment if "operators" not in a.keeps]
+        rng = np.random.default_rng([data.seed, copy, item_seed(item.name)])
+        if self.train and data.copies:
+            for augment in spoiling:
+                if isinstance(augment, Perturbation):
+                    shape = self._perturbed(augment, shape, copy)
+        if data.spec.template is not None:
+            surface = {"scan": shape.pos, "scan_face": shape.face}
+            shape = shape.replace(ops=shape.ops.added(surface, dict.fromkeys(surface, "row")))
         if points and data.needs.computed:
             shape = sampled(shape, points.n, data.spec.label_on, None)
         if self.train and data.copies:
-            rng = np.random.default_rng([data.seed, copy, item_seed(item.name)])
-            for augment in data.augment:
-                if "operators" not in augment.keeps:
-                    shape = augment(shape, rng, data.spec.up)
+            for augment in spoiling:
+                if not isinstance(augment, Perturbation):
+                    shape = augment(shape, rng, data.spec)
         return attach(shape, data.needs, data.process.backend, data.cache)
 
 

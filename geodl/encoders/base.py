@@ -42,6 +42,7 @@ class Encoder(nn.Module):
 
     Class attributes:
         outputs: the values of ``out`` it can answer.
+        registered: whether it takes shapes in vertex correspondence with the template only.
         symmetries: what its output does not depend on ("permutation", "rotation", "translation"),
             declared here and tested for every encoder; rotation is understood for features that
             do not turn with the shape.
@@ -52,6 +53,7 @@ class Encoder(nn.Module):
 
     outputs: ClassVar[tuple[Out, ...]] = ("vertex", "edge", "face", "whole")
     symmetries: ClassVar[frozenset[str]] = frozenset({"permutation"})
+    registered: ClassVar[bool] = False
     channels: int
     needs: Needs
 

@@ -81,3 +81,14 @@ def remesh(
         & (triangles[:, 2] != triangles[:, 0])
     )
     return pos[nearest(pos, centers)], triangles[apart]
+
+
+def hole(
+    pos: NDArray[np.floating], face: NDArray[np.integer], share: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The faces without those nearest to a random one, ``share`` of them all. The vertices of the
+    hole stay: pass the result on to :func:`geodl.ops.check.repair`."""
+    face = np.asarray(face, np.int64)
+    middle = np.asarray(pos)[face].mean(1)
+    distance = np.linalg.norm(middle - middle[rng.integers(len(face))], axis=1)
+    return face[np.argsort(distance, kind="stable")[min(len(face) - 1, round(len(face) * share)) :]]

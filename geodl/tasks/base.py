@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import numpy as np
@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Prediction:
-    """logits (rows classes), one row per shape or labelled element; losses of the encoder."""
+    """output: logits (rows classes), one row per shape or labelled element, or whatever else a task
+    predicts; losses of the encoder."""
 
-    logits: Tensor
+    output: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -43,6 +44,7 @@ class Setup:
     optimizer: Callable[..., torch.optim.Optimizer]
     schedule: Schedule
     seed: int = 0
+    decoder: Callable[..., Any] | None = None
 
 
 class NotFinite(UserError):
@@ -54,13 +56,23 @@ class Task(L.LightningModule):
 
     A subclass sets ``out`` (where it wants the encoding) and ``outputs`` (columns of the head), and
     answers ``losses`` and the metric calls.
+
+    ``monitor``: the metric by which an epoch is better than another, and whether more or less of it
+    is; ``decodes``: whether it builds the decoder of the config.
     """
 
     out: Out
     outputs: int
+    monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("acc", "max")
+    decodes: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
+        if setup.decoder is not None and not self.decodes:
+            raise UserError(
+                f"task={type(self).__name__.lower()} has no decoder: leave decoder= out, or choose "
+                "task=reconstruction."
+            )
         self.spec = setup.spec
         self.features = setup.features
         self.make_optimizer = setup.optimizer
@@ -100,7 +112,16 @@ class Task(L.LightningModule):
         return {}
 
     def fit(self, loader: Iterable[ShapeBatch]) -> None:
-        """Called once before training with the training batches."""
+        """Called once before training with the training batches, without augmentation."""
+
+    def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
+        """Pictures of the evaluation of the test set ``name``."""
+        from geodl import viz
+
+        names = self.spec.classes if self.out == "whole" else self.spec.parts
+        if "confusion" in evaluation.details:
+            viz.confusion(evaluation.details["confusion"], names, folder / f"confusion-{name}.png")
+        viz.gallery(evaluation.kept, self.spec, folder / f"gallery-{name}.png")
 
     # ---- prediction ----
 
@@ -109,7 +130,7 @@ class Task(L.LightningModule):
         return Prediction(self.head(encoding.at(self.out)), encoding.losses)
 
     def forward(self, batch: ShapeBatch) -> Tensor:
-        return self.predict(batch).logits
+        return self.predict(batch).output
 
     # ---- training ----
 
@@ -155,7 +176,7 @@ class Task(L.LightningModule):
         self.steps += 1
         self.seen += len(batch) * self.trainer.world_size
         with torch.no_grad():
-            prediction.logits = prediction.logits.detach().float()
+            prediction.output = prediction.output.detach().float()
             self.measure(self.epoch_meters[0], prediction, batch)
         return loss
 
@@ -183,7 +204,7 @@ class Task(L.LightningModule):
         keep: Collection[int] = (),
     ) -> Evaluation:
         """Metrics over all batches of a loader, in eval mode; the shapes whose places in the loader
-        are in ``keep`` come back with their logits."""
+        are in ``keep`` come back with their outputs."""
         was_training = self.training
         self.eval()
         meters = nn.ModuleDict(self.make_meters()).to(self.device)
@@ -194,12 +215,12 @@ class Task(L.LightningModule):
             batch = batch.to(self.device)
             with precision() if precision else torch.autocast("cpu", enabled=False):
                 prediction = self.predict_eval(batch)
-                prediction.logits = prediction.logits.float()
+                prediction.output = prediction.output.float()
                 for name, value in self.losses(prediction, batch).items():
                     losses[name] = losses.get(name, 0.0) + float(value) * len(batch)
             self.measure(meters, prediction, batch)
             if any(place in keep for place in range(shapes, shapes + len(batch))):
-                rows = self.split(prediction.logits.cpu(), batch)
+                rows = self.split(prediction.output.cpu(), batch)
                 for place, pair in enumerate(
                     zip(batch.to("cpu").unpack(), rows, strict=True), shapes
                 ):
@@ -217,11 +238,11 @@ class Task(L.LightningModule):
         """``predict``, with whatever a task does at test time only (voting)."""
         return self.predict(batch)
 
-    def split(self, logits: Tensor, batch: ShapeBatch) -> list[Tensor]:
-        """Logits per shape."""
+    def split(self, output: Tensor, batch: ShapeBatch) -> list[Tensor]:
+        """Outputs per shape."""
         if self.out == "whole":
-            return list(logits.split(1))
-        return list(logits.split(batch.label_sizes))
+            return list(output.split(1))
+        return list(output.split(batch.label_sizes))
 
     # ---- weights ----
 

@@ -61,7 +61,7 @@ class Classification(Task):
     def losses(self, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
         assert batch.category is not None
         loss = F.cross_entropy(
-            prediction.logits,
+            prediction.output,
             batch.category,
             weight=self.weight if self.class_weights else None,
             label_smoothing=self.label_smoothing,
@@ -73,7 +73,7 @@ class Classification(Task):
             return self.predict(batch)
         turns = [2 * math.pi * vote / self.votes for vote in range(self.votes)]
         votes = [self.predict(batch.rotated(axis_rotation(self.spec.up, t))) for t in turns]
-        mean = torch.stack([v.logits.float().softmax(1) for v in votes]).mean(0)
+        mean = torch.stack([v.output.float().softmax(1) for v in votes]).mean(0)
         return Prediction(mean.clamp(min=1e-12).log(), votes[0].losses)
 
     def make_meters(self) -> dict[str, Metric]:
@@ -86,7 +86,7 @@ class Classification(Task):
     def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
         assert batch.category is not None
         for meter in meters.values():
-            meter.update(prediction.logits, batch.category)
+            meter.update(prediction.output, batch.category)
 
     def scores(self, meters: Any) -> dict[str, float]:
         return {

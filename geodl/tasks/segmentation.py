@@ -58,7 +58,7 @@ class Segmentation(Task):
     def losses(self, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
         assert batch.label is not None
         loss = F.cross_entropy(
-            prediction.logits,
+            prediction.output,
             batch.label,
             weight=self.weight if self.class_weights else None,
             label_smoothing=self.label_smoothing,
@@ -77,7 +77,7 @@ class Segmentation(Task):
 
     def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
         assert batch.label is not None
-        logits = prediction.logits
+        logits = prediction.output
         if "parts" in meters:
             assert batch.category is not None
             restricted = []

@@ -1,0 +1,178 @@
+"""Shapes in vertex correspondence with one template: what such data sets share, and the user's own
+folder of them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geodl.data.base import Preprocess, ShapeData
+from geodl.data.fetch import Paths
+from geodl.data.files import MESH_SUFFIXES, read_mesh
+from geodl.errors import UserError
+from geodl.ops.geometry import Backend
+from geodl.ops.hierarchy import decimate
+from geodl.shape import Shape
+from geodl.spec import DataSpec, Item, Template
+
+Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
+MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
+
+
+class RegisteredData(ShapeData):
+    """Base of data sets whose items all have the template's faces.
+
+    A subclass answers ``mesh`` (the template as the files have it), ``vertices_of`` (the kept
+    vertices of an item) and ``splits``, and sets ``protocol`` and ``millimetres`` (per unit of the
+    files).
+    All shapes go through one similarity, which centres the template and makes it one in radius:
+    sizes and places keep their meaning. With ``vertices``, the template is simplified to that many
+    of its own vertices, and every item to the same ones.
+    """
+
+    millimetres: float = 1.0
+    up: Literal["y", "z"] = "y"
+    protocol: str = ""
+
+    def __init__(self, paths: Paths, vertices: int | None = None, backend: Backend = "cotan"):
+        super().__init__(paths)
+        self.vertices = vertices
+        self.backend: Backend = backend
+
+    def mesh(self) -> Mesh:
+        """The template at full resolution."""
+        raise NotImplementedError
+
+    def vertices_of(self, item: Item) -> NDArray[np.floating]:
+        """The vertices (v 3) of an item that are kept: those at ``selected[0]``."""
+        raise NotImplementedError
+
+    @cached_property
+    def selected(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """The vertices of the files that are kept (v), the faces between them, their positions."""
+        pos, face = self.mesh()
+        used = np.unique(face)  # a vertex without a face is no part of the surface
+        place = np.full(len(pos), -1)
+        place[used] = np.arange(len(used))
+        face = place[face]
+        if self.vertices and self.vertices < len(used):
+            kept, face = decimate(pos[used], face, self.vertices)
+            used = used[kept]
+        return used, face, pos[used]
+
+    @cached_property
+    def process(self) -> Preprocess:  # pyright: ignore[reportIncompatibleVariableOverride]
+        pos = self.selected[2]
+        center = (pos.min(0) + pos.max(0)) / 2
+        size = float(np.linalg.norm(pos - center, axis=1).max())
+        x, y, z = (float(c) for c in center)
+        return Preprocess(None, None, None, backend=self.backend, fixed=(x, y, z, size))
+
+    @cached_property
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+        _, face, pos = self.selected
+        *center, size = self.process.fixed or (0.0, 0.0, 0.0, 1.0)
+        return DataSpec(
+            vertices=len(pos),
+            registered=("train", "test"),
+            template=Template(((pos - np.array(center)) / size).astype(np.float32), face),
+            unit=size * self.millimetres,
+            up=self.up,
+            protocol=self.protocol,
+        )
+
+    def read(self, item: Item) -> Shape:
+        pos = np.asarray(self.vertices_of(item), np.float64)
+        return Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(self.selected[1]))
+
+
+def same_topology(file: Path, pos: NDArray[Any], face: NDArray[Any], template: Mesh) -> None:
+    """Raises UserError when a file's mesh is not the template's."""
+    if (len(pos), len(face)) != (len(template[0]), len(template[1])):
+        raise UserError(
+            f"{file} has {len(pos)} vertices and {len(face)} faces, but the template has "
+            f"{len(template[0])} and {len(template[1])}: registered shapes share one mesh."
+        )
+    if len(face) and not np.array_equal(face, template[1]):
+        raise UserError(
+            f"{file} has as many faces as the template, but other ones: registered shapes share "
+            "one mesh, vertex by vertex."
+        )
+
+
+class Registered(RegisteredData):
+    """The user's folder of meshes in correspondence.
+
+    ``train`` and ``test`` folders inside are the splits; otherwise every tenth file, in the order
+    of their names, is a test shape. The template is ``template`` or the first training file.
+
+    Args:
+        folder: where it is; its content is part of a run's identity.
+        template: a mesh with the same faces, or null.
+        vertices: simplify the template, and with it every shape, to this many vertices.
+        unit: of the files' coordinates: "mm", "cm" or "m".
+        up: the vertical axis.
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        folder: str | None = None,
+        template: str | None = None,
+        vertices: int | None = None,
+        unit: Literal["mm", "cm", "m"] = "mm",
+        up: Literal["y", "z"] = "y",
+        backend: Backend = "cotan",
+    ) -> None:
+        super().__init__(paths, vertices, backend)
+        if folder is None:
+            raise UserError("data=registered needs data.folder=<your folder of meshes>.")
+        self.folder = Path(folder).expanduser()
+        if not self.folder.is_dir():
+            raise UserError(f"data.folder={folder} is no folder.")
+        if unit not in MILLIMETRES:
+            raise UserError(f"data.unit={unit} is not known: choose mm, cm or m.")
+        self.template_file = Path(template).expanduser() if template else None
+        self.up = up
+        self.millimetres = MILLIMETRES[unit]
+        fixed = (self.folder / "train").is_dir() and (self.folder / "test").is_dir()
+        self.protocol = "registered-fixed" if fixed else "registered-every10th"
+        if fixed:
+            self.files = {s: self._meshes(self.folder / s) for s in ("train", "test")}
+        else:
+            files = self._meshes(self.folder)
+            test = files[9::10]
+            self.files = {"train": [f for f in files if f not in test], "test": test}
+        if not self.files["train"] or not self.files["test"]:
+            raise UserError(
+                f"data.folder={folder} has too few meshes: put them into train/ and test/, or ten "
+                f"or more side by side ({' '.join(MESH_SUFFIXES)})."
+            )
+
+    @staticmethod
+    def _meshes(folder: Path) -> list[Path]:
+        return [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in MESH_SUFFIXES]
+
+    @cached_property
+    def _template(self) -> Mesh:
+        return read_mesh(self.template_file or self.files["train"][0])
+
+    def mesh(self) -> Mesh:
+        return self._template
+
+    def vertices_of(self, item: Item) -> NDArray[np.floating]:
+        file = Path(str(item.source))
+        pos, face = read_mesh(file)
+        same_topology(file, pos, face, self._template)
+        return pos[self.selected[0]]
+
+    def splits(self) -> dict[str, list[Item]]:
+        return {
+            split: [Item(str(f.relative_to(self.folder)), None, str(f)) for f in files]
+            for split, files in self.files.items()
+        }

@@ -1,0 +1,1 @@
+"""From a latent code to the vertices of a template."""
