@@ -67,7 +67,7 @@ class ICTFaces(RegisteredData):
         train: int = 1500,
         test: int = 200,
         identities: int = 100,
-        opening: float = 35.0,
+        opening: float = 40.0,
         sample_seed: int = 0,
         backend: Backend = "cotan",
     ) -> None:
@@ -142,7 +142,7 @@ class ICTFaces(RegisteredData):
             return pos + 0.4 * rng.standard_normal() * model["jaw"]
         for chosen in rng.choice(len(expression), 2, replace=False):
             pos = pos + rng.uniform() * expression[chosen]
-        turn = rng.uniform([0.0, -15.0, -10.0], [self.opening, 15.0, 10.0])
+        turn = rng.uniform([0.0, -20.0, -15.0], [self.opening, 20.0, 15.0])
         return turned(pos, self.jaw_share, np.radians(turn))
 
     @cached_property
