@@ -58,7 +58,7 @@ def inner(x: Tensor, n: Tensor, y: Tensor, m: Tensor, kind: Kernel, sigma: float
 
 class _Inner(torch.autograd.Function):
     """The double sum in blocks. Gradients are computed in the same sweep, so that nothing of size
-    p x q is ever kept."""
+    p x q is ever kept; of a surface with itself, one half of them, doubled."""
 
     @staticmethod
     def forward(
@@ -67,39 +67,47 @@ class _Inner(torch.autograd.Function):
         varifold = kind == "varifold"
         # <u, v>^2 a b = <n / sqrt(a), m / sqrt(b)>^2
         u, v = (_root(n), _root(m)) if varifold else (n, m)
+        itself = x is y and n is m
         need = [bool(f) for f in ctx.needs_input_grad[:4]]
+        if itself:
+            need[2] = need[3] = False
         gx, gu, gy, gv = (
             torch.zeros_like(t) if f else None for t, f in zip((x, u, y, v), need, strict=True)
         )
         value = x.new_zeros(())
-        step = max(1, ROWS // max(1, len(y)))
-        scale = 1.0 / sigma**2
         # Differences of centres near a common origin keep their digits in single precision.
         origin = y.mean(0)
-        xs, ys = x - origin, y - origin
-        y2 = ys.square().sum(1)
+        xs, ys = (x - origin) / sigma, (y - origin) / sigma
+        x2, y2 = xs.square().sum(1, keepdim=True), ys.square().sum(1)
+        step = max(1, ROWS // max(1, len(y)))
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             xp, up = xs[part], u[part]
-            k = torch.addmm(y2[None] + xp.square().sum(1, keepdim=True), xp, ys.T, alpha=-2.0)
-            k = k.clamp_(min=0.0).mul_(-scale).exp_()
+            k = torch.addmm(x2[part] + y2, xp, ys.T, beta=-1.0, alpha=2.0).exp_()
             t = up @ v.T
             if varifold:
-                kt = k * t
-                w = kt * t  # k t^2
-                slope = kt.mul_(2.0)  # d(k t^2) / dt
+                k.mul_(t)  # k t, half the slope of k t^2 in t
+                w = t.mul_(k)
             else:
-                w, slope = k * t, k
-            value = value + w.sum()
+                w = t.mul_(k)  # k t, with slope k
+            rows = w.sum(1, keepdim=True)
+            value = value + rows.sum()
             # d/dx of k = -2 (x - y) / sigma^2 k
             if gx is not None:
-                gx[part] = -2 * scale * (w.sum(1, keepdim=True) * xp - w @ ys)
+                gx[part] = w @ ys - rows * xp
             if gy is not None:
-                gy += 2 * scale * (w.T @ xp - w.sum(0)[:, None] * ys)
+                gy += w.T @ xp - w.sum(0)[:, None] * ys
             if gu is not None:
-                gu[part] = slope @ v
+                gu[part] = k @ v
             if gv is not None:
-                gv += slope.T @ up
+                gv += k.T @ up
+        double = 2.0 if itself else 1.0
+        for g in (gx, gy):
+            if g is not None:
+                g *= 2.0 * double / sigma
+        for g in (gu, gv):
+            if g is not None:
+                g *= (2.0 if varifold else 1.0) * double
         if varifold:
             gu = None if gu is None else _root_back(n, gu)
             gv = None if gv is None else _root_back(m, gv)

@@ -193,7 +193,7 @@ class Reconstruction(Task):
         if self.training:
             return
         for pos, (scan, face) in zip(y, scans(batch), strict=True):
-            if len(face) and scan.shape != pos.shape:  # not the template's own mesh
+            if len(face) and not torch.equal(face, self.face):  # not the template's own mesh
                 meters["surface"].update((pos, self.face), (scan, face), self.spec.unit)
 
     def scores(self, meters: Any) -> dict[str, float]:
