@@ -45,11 +45,13 @@ from geodl.data.base import (
 from geodl.data.files import CLOUD_SUFFIXES, MESH_SUFFIXES, atomic, read_mesh, write_ply
 from geodl.errors import UserError
 from geodl.history import History, Saver
+from geodl.metrics import to_surface
 from geodl.ops.cache import Cache
 from geodl.ops.remesh import nearest
 from geodl.shape import Shape, ShapeBatch
 from geodl.spec import DataSpec, Points
 from geodl.tasks.base import Evaluation, Task
+from geodl.tasks.reconstruction import Reconstruction
 
 log = logging.getLogger(__name__)
 GALLERY = 12  # shapes in a gallery of predictions
@@ -161,8 +163,14 @@ def _train(cfg: DictConfig, folder: Path) -> None:
 
 
 def _configure(parts: Parts) -> None:
-    cfg = parts.cfg
+    cfg, encoder = parts.cfg, parts.task.encoder
     augment = build_many("augment", cfg.augment, (*ALLOWED, *(cfg.allow or [])))
+    losing = [type(a).__name__ for a in augment if "connectivity" not in a.keeps]
+    if encoder.registered and losing:
+        raise UserError(
+            f"encoder {type(encoder).__name__} works on the template's own mesh, which "
+            f"augmentation {', '.join(losing)} takes away: choose encoder=pointnet or diffusionnet."
+        )
     copies = int(cfg.augment.get("copies", 0) or 0)
     parts.data.configure(parts.task.needs, augment, copies, cfg.batch_size, cfg.workers, cfg.seed)
 
@@ -502,23 +510,31 @@ def predict(cfg: DictConfig) -> str:
     stems = [record.valid_name(f.stem) for f in files]
     if len(set(stems)) < len(stems):  # a.off and a.obj
         stems = [record.valid_name(f.name) for f in files]
-    rows = [
-        _predict_one(task, f.name, shape, target / stem)
-        for f, shape, stem in zip(files, shapes, stems, strict=True)
-    ]
+    try:
+        rows = [
+            _predict_one(task, f.name, shape, target / stem)
+            for f, shape, stem in zip(files, shapes, stems, strict=True)
+        ]
+    except UserError:
+        with contextlib.suppress(OSError):
+            target.rmdir()  # if nothing was written
+        raise
     record.write_json(target / "predictions.json", rows)
-    if task.out == "whole":
+    if rows and "label" in rows[0]:
         with atomic(target / "predictions.csv") as part, part.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["file", "label", "probability"])
             writer.writerows([r["file"], r["label"], f"{r['probability']:.6f}"] for r in rows)
-    lines = [
-        f"{r['file']}: {r['label']} ({r['probability']:.2f})"
-        if "label" in r
-        else f"{r['file']}: " + ", ".join(f"{k} {v:.0%}" for k, v in r["parts"].items() if v)
-        for r in rows
-    ]
-    return "\n".join([*lines, str(target)])
+    return "\n".join([*(f"{row['file']}: {_in_words(row)}" for row in rows), str(target)])
+
+
+def _in_words(row: dict[str, Any]) -> str:
+    if "label" in row:
+        return f"{row['label']} ({row['probability']:.2f})"
+    if "parts" in row:
+        return ", ".join(f"{k} {v:.0%}" for k, v in row["parts"].items() if v)
+    distance = f", {row['scan_to_mesh']:.2f} mm from the input" if "scan_to_mesh" in row else ""
+    return f"{row['mesh']}{distance}"
 
 
 def _inputs(path: Path) -> list[Path]:
@@ -548,12 +564,14 @@ def _category(task: Task, name: str | None) -> Tensor | None:
 @dataclass
 class OwnShape:
     """raw: as in the file; placed: the raw elements in the model's coordinates; seen: mended and
-    scaled; ready: with points and operators."""
+    scaled; ready: with points and operators; center and size of the similarity."""
 
     raw: Shape
     placed: Shape
     seen: Shape
     ready: Shape
+    center: Tensor
+    size: float
 
 
 def _own_shape(
@@ -581,11 +599,48 @@ def _own_shape(
         ready = attach(ready, task.needs, process.backend, cache)
     except (BadShape, ValueError) as error:
         raise UserError(f"{file} cannot be used: {error}.") from error
-    return OwnShape(raw, placed, seen, ready)
+    return OwnShape(raw, placed, seen, ready, done.center, done.size)
 
 
 def _with_edges(shape: Shape) -> Shape:
     return shape.replace(ops=shape.ops.added({"edge": edges_of(shape.face)[0]}, {"edge": "index"}))
+
+
+def _reconstruct_one(
+    task: Reconstruction, name: str, shape: OwnShape, batch: ShapeBatch, place: Path
+) -> dict[str, Any]:
+    """The reconstruction as .ply in the file's coordinates, coloured by its distance to the input
+    (blue 0, yellow 3 mm), a picture, and a row with the code and the distances."""
+    from geodl import viz
+
+    with torch.no_grad():
+        code, _ = task.encode(batch)
+        y = task.decode(code)[0].cpu()
+    face = task.face.cpu()
+    scan = (shape.seen.pos, shape.seen.face)
+    unit = task.spec.unit
+    row: dict[str, Any] = {"file": name, "mesh": f"{place.name}.ply"}
+    errors: Any = None
+    if not shape.seen.is_cloud:
+        errors = (unit * to_surface(y, scan)).numpy()
+        row |= {
+            "scan_to_mesh": float(unit * to_surface(scan[0], (y, face)).mean()),
+            "mesh_to_scan": float(errors.mean()),
+        }
+    color = np.tile(viz.PLAIN, (len(y), 1)) if errors is None else viz.heat(errors, 3.0)
+    own = y.double().numpy() * shape.size + shape.center.numpy()
+    triangles = face.numpy()
+    painted = (color * 255).astype(np.uint8)
+    write_ply(place.with_name(f"{place.name}.ply"), own, triangles, painted)
+    viz.strips(
+        [[scan[0].numpy()], [y.numpy()]],
+        triangles,
+        place.with_name(f"{place.name}.png"),
+        task.spec.up,
+        faces=[[scan[1].numpy()], [triangles]],
+        colors=[[None], [color]],
+    )
+    return row | {"code": [round(float(c), 6) for c in code[0]]}
 
 
 def _predict_one(task: Task, name: str, shape: OwnShape, place: Path) -> dict[str, Any]:
@@ -594,6 +649,8 @@ def _predict_one(task: Task, name: str, shape: OwnShape, place: Path) -> dict[st
 
     spec = task.spec
     batch = ShapeBatch.pack([shape.ready]).to(task.device)
+    if isinstance(task, Reconstruction):
+        return _reconstruct_one(task, name, shape, batch, place)
     with torch.no_grad():
         logits = task.predict_eval(batch).output.float().cpu()
     pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()

@@ -322,17 +322,24 @@ def error_curve(quantiles: Sequence[float], path: Path) -> None:
     _save(figure, path)
 
 
-def strips(shapes: Sequence[NDArray[Any]], face: NDArray[Any], path: Path, up: str = "y") -> None:
-    """Rows of shapes (n v 3) that share their faces (f 3), all at one scale."""
+def strips(
+    shapes: Sequence[Sequence[NDArray[Any]] | NDArray[Any]],
+    face: NDArray[Any],
+    path: Path,
+    up: str = "y",
+    faces: Sequence[Sequence[NDArray[Any]]] | None = None,
+    colors: Sequence[Sequence[NDArray[Any] | None]] | None = None,
+) -> None:
+    """Rows of shapes (n v 3) that share their faces (f 3), unless ``faces`` has others."""
     columns = max(len(row) for row in shapes)
-    figure = Figure(figsize=(1.7 * columns, 2.1 * len(shapes)))
+    figure = Figure(figsize=(max(3.0, 1.7 * columns), 2.1 * len(shapes)))
     for i, row in enumerate(shapes):
         for j, pos in enumerate(row):
             draw(
                 figure.add_subplot(len(shapes), columns, i * columns + j + 1),
                 pos,
-                face,
-                None,
+                faces[i][j] if faces else face,
+                colors[i][j] if colors else None,
                 front(up),
             )
     figure.subplots_adjust(wspace=0.02, hspace=0.02)
