@@ -27,6 +27,7 @@ from geodl.decoders.base import Decoder
 from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.features import Feature
+from geodl.ops.cache import Cache
 from geodl.perturb import Perturbation
 from geodl.run import config_dir
 from geodl.schedules import Schedule
@@ -91,6 +92,7 @@ def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
         optimizer=make("optim", cfg.optim, allow=allow),
         schedule=make("schedule", cfg.schedule, allow=allow)(),
         seed=cfg.seed,
+        cache=Cache(paths(cfg).cache),
         decoder=make("decoder", cfg.decoder, allow=allow) if cfg.get("decoder") else None,
     )
     return make("task", cfg.task, allow=allow)(setup=setup)

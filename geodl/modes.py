@@ -123,7 +123,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
             "parameters": sum(p.numel() for p in task.parameters()),
         }
         if cfg.weights:
-            task.load_strict(load_weights(cfg.weights), cfg.weights)
+            task.load_strict(task.translate(load_weights(cfg.weights)), cfg.weights)
         if cfg.init:
             initialise(task, cfg.init)
         meta = {
@@ -172,7 +172,9 @@ def _configure(parts: Parts) -> None:
             f"augmentation {', '.join(losing)} takes away: choose encoder=pointnet or diffusionnet."
         )
     copies = int(cfg.augment.get("copies", 0) or 0)
-    parts.data.configure(parts.task.needs, augment, copies, cfg.batch_size, cfg.workers, cfg.seed)
+    parts.data.configure(
+        parts.task.needs, augment, copies, cfg.batch_size, cfg.workers, cfg.seed, parts.task.paired
+    )
 
 
 def _fit(parts: Parts, folder: Path, history: History) -> None:
@@ -374,7 +376,7 @@ def evaluate(cfg: DictConfig) -> str:
     data = build_data(cfg)
     data.items("train")
     task = build_task(cfg, data.spec)
-    task.load_strict(load_weights(cfg.weights), cfg.weights)
+    task.load_strict(task.translate(load_weights(cfg.weights)), cfg.weights)
     folder = record.run_folder(cfg)
     record.make_folder(folder)
     return _table(_evaluate(Parts(cfg, data, task), folder, "weights", list(cfg.test)))
@@ -427,7 +429,13 @@ def _evaluate(
     cfg, task, data = parts.cfg, parts.task, parts.data
     if not todo:
         return {}
-    data.configure(task.needs, batch_size=cfg.batch_size, workers=cfg.workers, seed=cfg.seed)
+    data.configure(
+        task.needs,
+        batch_size=cfg.batch_size,
+        workers=cfg.workers,
+        seed=cfg.seed,
+        paired=task.paired,
+    )
     report = data.prepare(splits=list(dict.fromkeys(str(cfg.test[t].split) for t in todo)))
     if report.misses or report.dropped:
         log.info("%s", report)
@@ -440,7 +448,7 @@ def _evaluate(
     for name in todo:
         options = cfg.test[name]
         perturb = [make("test", p, f"test.{name}", allow)() for p in (options.get("perturb") or [])]
-        count = len(data.items(options.split))
+        count = len((data.pairs if task.paired else data.items)(options.split))
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
         loader = data.batches(options.split, perturb)
         evaluation = task.evaluate(loader, _context(cfg), shown)

@@ -358,6 +358,22 @@ class PairBatch:
     source: ShapeBatch
     target: ShapeBatch
 
+    @staticmethod
+    def pack(pairs: Sequence[tuple[Shape, Shape]]) -> PairBatch:
+        """Pack the sources and the targets of pairs."""
+        return PairBatch(
+            ShapeBatch.pack([a for a, _ in pairs]), ShapeBatch.pack([b for _, b in pairs])
+        )
+
+    @property
+    def names(self) -> list[str]:
+        both = zip(self.source.names, self.target.names, strict=True)
+        return [f"{a}-{b}" for a, b in both]
+
+    def unpack(self) -> list[tuple[Shape, Shape]]:
+        """The pairs that were packed."""
+        return list(zip(self.source.unpack(), self.target.unpack(), strict=True))
+
     def __len__(self) -> int:
         return len(self.source)
 

@@ -211,6 +211,8 @@ class DataSpec:
     category_parts  which parts each class may have (ShapeNetPart's convention), or empty
     vertices        number of vertices if it is the same for every item
     registered      splits whose items are in vertex correspondence
+    landmarks       number of landmarks (points of a common template) that every shape carries; 0 if
+                    it depends on the class; null: none
     template        the mesh that registered shapes share
     unit            millimetres per unit of the model's coordinates (registered data)
     up              the vertical axis, "y" or "z"
@@ -223,6 +225,7 @@ class DataSpec:
     category_parts: tuple[tuple[int, ...], ...] = ()
     vertices: int | None = None
     registered: tuple[str, ...] = ()
+    landmarks: int | None = None
     template: Template | None = None
     unit: float = 1.0
     up: Literal["y", "z"] = "y"

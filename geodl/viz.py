@@ -344,3 +344,44 @@ def strips(
             )
     figure.subplots_adjust(wspace=0.02, hspace=0.02)
     _save(figure, path)
+
+
+# ---- maps between shapes ----
+
+
+def position_color(pos: NDArray[Any]) -> NDArray[np.float64]:
+    """Colours (v 3) from where a vertex is in the box around its shape."""
+    low, high = pos.min(0), pos.max(0)
+    return 0.1 + 0.85 * (pos - low) / np.maximum(high - low, 1e-12)
+
+
+def transfers(
+    kept: Sequence[tuple[tuple[Any, Any], Any]], path: Path, up: str = "y", count: int = 6
+) -> None:
+    """Pairs: the source coloured by position above, the target with the colours that its map brings
+    below."""
+    if not kept:
+        return
+    shown = kept[:: max(1, len(kept) // count)][:count]
+    figure = Figure(figsize=(2.0 * len(shown), 5.0))
+    for i, ((source, target), found) in enumerate(shown):
+        color = position_color(source.pos.numpy())
+        drawn = ((source, color), (target, color[found.numpy()]))
+        for j, (shape, colors) in enumerate(drawn):
+            ax = figure.add_subplot(2, len(shown), j * len(shown) + i + 1)
+            draw(ax, shape.pos.numpy(), shape.face.numpy(), colors, front(up), shape.name)
+    figure.subplots_adjust(wspace=0.02, hspace=0.08)
+    _save(figure, path)
+
+
+def pck_curve(pck: Sequence[float], path: Path) -> None:
+    """Share of points (y) within a geodesic error (x, hundredths of the root of the area)."""
+    figure = Figure(figsize=(4.5, 3.2))
+    ax = figure.add_subplot()
+    ax.plot(np.linspace(0, 25, len(pck)), 100 * np.asarray(pck))
+    ax.set_xlim(0, 25)
+    ax.set_ylim(0, 100)
+    ax.set_xlabel("geodesic error x 100")
+    ax.set_ylabel("points within, %")
+    ax.grid(alpha=0.3)
+    _save(figure, path)

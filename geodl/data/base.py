@@ -36,7 +36,7 @@ from geodl.ops.geometry import (
 )
 from geodl.ops.remesh import nearest, simplify
 from geodl.perturb import Perturbation
-from geodl.shape import Operators, Shape, ShapeBatch
+from geodl.shape import Operators, PairBatch, Shape, ShapeBatch
 from geodl.spec import DataSpec, Item, Kind, Needs, Normals, Points
 
 log = logging.getLogger(__name__)
@@ -351,9 +351,10 @@ class ShapeData(L.LightningDataModule):
         self.batch_size = 1
         self.workers = 0
         self.seed = 0
+        self.paired = False
         self.dropped: dict[str, str] = {}
         self._splits: dict[str, list[Item]] | None = None
-        self._train: ShapeDataset | None = None
+        self._train: ShapeDataset | PairDataset | None = None
 
     # ---- what a subclass answers ----
 
@@ -387,6 +388,24 @@ class ShapeData(L.LightningDataModule):
             return bool(self.items(split))
         except UserError:
             return False
+
+    def pairs(self, split: str) -> list[tuple[Item, Item]]:
+        """Source and target of every matching problem of a split.
+
+        Training takes all ordered pairs, evaluation all unordered ones (source first in the list);
+        where shapes have classes, both of a pair are of one class.
+        """
+        items = self.items(split)
+        return [
+            (a, b)
+            for i, a in enumerate(items)
+            for j, b in enumerate(items)
+            if (i < j or (split == "train" and i != j)) and a.category == b.category
+        ]
+
+    def correspond(self, a: Item, b: Item, source: Shape, target: Shape) -> tuple[Shape, Shape]:
+        """Both shapes of a pair with landmarks that correspond; most sets have them already."""
+        return source, target
 
     def split_checksum(self) -> str:
         """Checksum of the names in every split, as the results store it."""
@@ -424,8 +443,9 @@ class ShapeData(L.LightningDataModule):
         batch_size: int = 1,
         workers: int = 0,
         seed: int = 0,
+        paired: bool = False,
     ) -> None:
-        """What the model and the run ask for.
+        """What the model and the run ask for; ``paired``: batches of pairs of shapes.
 
         Raises:
             UserError: an augmentation would make cached operators wrong, and no copies are asked.
@@ -444,10 +464,14 @@ class ShapeData(L.LightningDataModule):
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
+        self.paired = paired
         self._train = None
 
-    def dataset(self, split: str, train: bool = False, perturb: Sequence[Any] = ()) -> ShapeDataset:
-        return ShapeDataset(self, self.items(split), train, perturb)
+    def dataset(
+        self, split: str, train: bool = False, perturb: Sequence[Any] = ()
+    ) -> ShapeDataset | PairDataset:
+        shapes = ShapeDataset(self, self.items(split), train, perturb)
+        return PairDataset(shapes, self.pairs(split)) if self.paired else shapes
 
     def prepare(self, needs: Needs | None = None, splits: Sequence[str] | None = None) -> Report:
         """Check every shape and compute what is needed, in parallel, into the cache.
@@ -512,30 +536,30 @@ class ShapeData(L.LightningDataModule):
 
     # ---- loaders ----
 
-    def train_batches(self, epoch: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Shape]:
+    def train_batches(self, epoch: int = 0, rank: int = 0, world: int = 1) -> DataLoader[Any]:
         """The augmented, shuffled batches of one epoch."""
         if self._train is None:
             self._train = self.dataset("train", train=True)
         order = EpochBatches(len(self._train), self.batch_size, self.seed, epoch, rank, world)
         return self._loader(self._train, order)
 
-    def train_dataloader(self) -> DataLoader[Shape]:
+    def train_dataloader(self) -> DataLoader[Any]:
         # Asked for anew in every epoch: Lightning draws the first batch before any hook in which
         # the epoch could be set.
         trainer = self.trainer
         assert trainer is not None
         return self.train_batches(trainer.current_epoch, trainer.global_rank, trainer.world_size)
 
-    def batches(self, split: str, perturb: Sequence[Any] = ()) -> DataLoader[Shape]:
+    def batches(self, split: str, perturb: Sequence[Any] = ()) -> DataLoader[Any]:
         """Evaluation batches, in order, without augmentation."""
         dataset = self.dataset(split, perturb=perturb)
         return self._loader(dataset, EpochBatches(len(dataset), self.batch_size))
 
-    def _loader(self, dataset: ShapeDataset, batches: EpochBatches) -> DataLoader[Shape]:
+    def _loader(self, dataset: Dataset[Any], batches: EpochBatches) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=ShapeBatch.pack,
+            collate_fn=PairBatch.pack if self.paired else ShapeBatch.pack,
             num_workers=self.workers,
             generator=torch.Generator(),  # leaves torch's own generator alone
         )
@@ -675,6 +699,31 @@ class ShapeDataset(Dataset[Shape]):
                 if not isinstance(augment, Perturbation):
                     shape = augment(shape, rng, data.spec)
         return attach(shape, data.needs, data.process.backend, data.cache)
+
+
+class PairDataset(Dataset[tuple[Shape, Shape]]):
+    """Pairs of the shapes of one split; indexed by (epoch, index)."""
+
+    def __init__(self, shapes: ShapeDataset, pairs: list[tuple[Item, Item]]) -> None:
+        if not pairs:
+            raise UserError(
+                f"{type(shapes.data).__name__} has no pairs in this split: a pair takes two shapes "
+                "of one class."
+            )
+        self.shapes = shapes
+        self.pairs = pairs
+        self.place = {item.name: i for i, item in enumerate(shapes.items)}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Shape, Shape]:
+        epoch, index = key
+        a, b = self.pairs[index]
+        # A shape is in many pairs of an epoch: every pair augments it anew.
+        words = (epoch * len(self) + index + 1) if self.shapes.train else epoch
+        source, target = (self.shapes[words, self.place[item.name]] for item in (a, b))
+        return self.shapes.data.correspond(a, b, source, target)
 
 
 class EpochBatches(Sampler[list[tuple[int, int]]]):

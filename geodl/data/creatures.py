@@ -354,6 +354,7 @@ class Creatures(ShapeData):
             classes=tuple(SPECIES)[:classes],
             parts=PARTS,
             label_on="vertex",
+            landmarks=0,
             up="y",
             protocol=f"creatures-{size}-v{VERSION}-seed{generator_seed}",
         )

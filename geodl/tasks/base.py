@@ -18,6 +18,7 @@ from torchmetrics import Metric
 from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.features import Feature
+from geodl.ops.cache import Cache
 from geodl.schedules import Schedule
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out
@@ -45,6 +46,7 @@ class Setup:
     schedule: Schedule
     seed: int = 0
     decoder: Callable[..., Any] | None = None
+    cache: Cache | None = None  # for what a metric computes of a shape
 
 
 class NotFinite(UserError):
@@ -58,13 +60,15 @@ class Task(L.LightningModule):
     answers ``losses`` and the metric calls.
 
     ``monitor``: the metric by which an epoch is better than another, and whether more or less of it
-    is; ``decodes``: whether it builds the decoder of the config.
+    is; ``decodes``: whether it builds the decoder of the config; ``paired``: whether its batches
+    are pairs of shapes.
     """
 
     out: Out
     outputs: int
     monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("acc", "max")
     decodes: ClassVar[bool] = False
+    paired: ClassVar[bool] = False
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -78,6 +82,7 @@ class Task(L.LightningModule):
         self.make_optimizer = setup.optimizer
         self.schedule = setup.schedule
         self.seed = setup.seed
+        self.cache = setup.cache
         self.encoder = setup.encoder(
             in_channels=setup.features.channels, spec=setup.spec, out=self.out
         )
@@ -245,6 +250,10 @@ class Task(L.LightningModule):
         return list(output.split(batch.label_sizes))
 
     # ---- weights ----
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of another code under this model's names; its own come back as they are."""
+        return state
 
     def load_strict(self, state: dict[str, Tensor], source: Path | str) -> None:
         """Load a state dict key by key.

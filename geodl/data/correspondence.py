@@ -1,0 +1,216 @@
+"""Shapes with ground-truth correspondence through a common template, for matching.
+
+Two layouts of the same sets are understood:
+
+- SGA18 (Ren et al. 2018): ``Dataset/<NAME>/vtx_5k/*.off`` and ``.../corres/<shape>.vts``
+- GeomFMaps (Donati et al. 2020): ``<NAME>_r/*.off`` (or ``off/``) and ``<NAME>_r_vts/<shape>.vts``
+  (or ``corres/``)
+
+Line t of a ``.vts`` file is the 1-based vertex of its shape that is template point t. So template
+point t of shape a corresponds to template point t of shape b, whatever the direction of a map.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from geodl.data.base import Preprocess, ShapeData
+from geodl.data.fetch import Archive, Paths, locate
+from geodl.data.files import read_mesh
+from geodl.errors import UserError
+from geodl.ops.geometry import Backend
+from geodl.shape import Shape
+from geodl.spec import DataSpec, Item
+
+ARCHIVES = {
+    "faust_r": Archive(
+        "faust_r.tar.xz", "56d709b29e409b7d97b75ce7c6bfc491450cb40370c7a812dbc7c4a7659fdb5c"
+    )
+}
+SGA18 = {
+    "faust_r": "FAUST",
+    "scape_r": "SCAPE",
+    "shrec19_r": "SHREC19",
+    "tosca": "TOSCA_Isometric",
+    "tosca_noniso": "TOSCA_nonIsometric",
+}
+WORDS = (
+    "get the re-meshed set from GeomFMaps (github.com/LIX-shape-analysis/GeomFmaps) or from "
+    "github.com/llorz/SGA18_orientation_BCICP_dataset (research only; the licence of the original "
+    "scans applies) so that its .off and .vts files lie in it"
+)
+# How many shapes, in the order of their names, are training shapes; the next ones are test shapes.
+TRAIN = {"faust_r": (80, 20), "scape_r": (51, 20), "shrec19_r": (0, 44)}
+
+
+class Remeshed(ShapeData):
+    """A re-meshed matching set: FAUST_r, SCAPE_r, SHREC19_r, TOSCA (isometric or not).
+
+    Splits go by the order of the names: FAUST 80 / 20, SCAPE 51 / 20, SHREC19 all for testing;
+    TOSCA all for both (there is nothing to train for an axiomatic method). Pairs: every unordered
+    pair of test shapes, from the first to the second (190 for FAUST); every ordered pair of
+    training shapes (6,320). TOSCA's pairs are of one animal. Shapes have unit area.
+
+    Source: Ren, Poulenard, Wonka, Ovsjanikov 2018; Donati, Sharma, Ovsjanikov 2020.
+
+    Args:
+        name: "faust_r", "scape_r", "shrec19_r", "tosca" or "tosca_noniso".
+    """
+
+    def __init__(
+        self,
+        paths: Paths,
+        name: Literal["faust_r", "scape_r", "shrec19_r", "tosca", "tosca_noniso"] = "faust_r",
+        center: Any = "mean",
+        scale: Any = "area",
+        on_defect: Any = "raise",
+        backend: Backend = "cotan",
+    ) -> None:
+        super().__init__(paths)
+        if name not in SGA18:
+            raise UserError(f"data.name={name} is not known: choose {', '.join(SGA18)}.")
+        self.set_name: str = name
+        self.process = Preprocess(center, scale, None, on_defect, backend)
+
+    @cached_property
+    def root(self) -> Path:
+        archives = (ARCHIVES[self.set_name],) if self.set_name in ARCHIVES else ()
+        return locate(self.set_name, self.paths, archives, (), WORDS)
+
+    @cached_property
+    def folders(self) -> tuple[Path, Path]:
+        """Of the meshes and of the .vts files, in whichever layout is there."""
+        sga = SGA18[self.set_name]
+        short = sga.split("_")[0]
+        choices = [
+            (f"Dataset/{sga}/vtx_5k", f"Dataset/{sga}/vtx_5k/corres"),
+            (f"{sga}/vtx_5k", f"{sga}/vtx_5k/corres"),
+            (f"{short}_r", f"{short}_r_vts"),
+            (f"{short}_r/off", f"{short}_r/corres"),
+            ("off", "corres"),
+        ]
+        for meshes, maps in choices:
+            pair = self.root / meshes, self.root / maps
+            if any(pair[0].glob("*.off")) and pair[1].is_dir():
+                return pair
+        looked = " or ".join(meshes for meshes, _ in choices[:4:2])
+        raise UserError(f"{self.root} has no meshes in {looked}: {WORDS}.")
+
+    @cached_property
+    def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
+        first = self._names[0]
+        count = len(self._vts(first))
+        return DataSpec(landmarks=count, up="y", protocol=f"{self.set_name}-pairs")
+
+    @cached_property
+    def _names(self) -> list[str]:
+        return sorted(f.stem for f in self.folders[0].glob("*.off"))
+
+    def splits(self) -> dict[str, list[Item]]:
+        if self.set_name.startswith("tosca"):
+            animals = [n.rstrip("0123456789") for n in self._names]
+            known = sorted(set(animals))
+            every = self.set_name == "tosca_noniso"
+            items = [
+                Item(n, 0 if every else known.index(a))
+                for n, a in zip(self._names, animals, strict=True)
+            ]
+            return {"train": items, "test": items}
+        train, test = TRAIN[self.set_name]
+        if len(self._names) < train + test:
+            raise UserError(
+                f"{self.folders[0]} has {len(self._names)} meshes, expected {train + test}: "
+                f"{WORDS}."
+            )
+        items = [Item(n) for n in self._names]
+        return {"train": items[:train] or items, "test": items[train : train + test]}
+
+    def _vts(self, name: str) -> NDArray[np.int64]:
+        file = self.folders[1] / f"{name}.vts"
+        if not file.is_file():
+            raise UserError(f"{file} does not exist: every mesh needs its .vts file.")
+        return read_vts(file)
+
+    def read(self, item: Item) -> Shape:
+        pos, face = read_mesh(self.folders[0] / f"{item.name}.off")
+        landmark = self._vts(item.name)
+        file = self.folders[1] / f"{item.name}.vts"
+        outside = np.flatnonzero((landmark < 0) | (landmark >= len(pos)))
+        if len(outside):
+            line = int(outside[0])
+            raise UserError(
+                f"{file}, line {line + 1}: vertex {landmark[line] + 1} does not exist, {item.name} "
+                f"has {len(pos)} (from 1): is it the .vts file of another mesh?"
+            )
+        if len(landmark) != self.spec.landmarks:
+            raise UserError(
+                f"{file} has {len(landmark)} lines, the others have {self.spec.landmarks}: is it "
+                "whole?"
+            )
+        shape = Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(face))
+        return shape.replace(landmark=torch.from_numpy(landmark))
+
+
+def read_vts(file: Path) -> NDArray[np.int64]:
+    """Template point -> vertex, from 0.
+
+    Raises:
+        UserError: a line that is no whole number; it names the line.
+    """
+    numbers: list[int] = []
+    for i, line in enumerate(file.read_text().split("\n"), 1):
+        if line.strip():
+            try:
+                numbers.append(int(float(line)) - 1)
+            except ValueError:
+                raise UserError(f"{file}, line {i}: {line[:20]!r} is no vertex number.") from None
+    return np.array(numbers, np.int64)
+
+
+class FAUST(ShapeData):
+    """MPI-FAUST's 100 training registrations: 6,890 vertices, the vertex number is the
+    correspondence. Shapes 0-79 train, 80-99 test.
+
+    Source: Bogo, Romero, Loper, Black 2014.
+    """
+
+    WORDS: ClassVar[str] = (
+        "register at faust.is.tue.mpg.de, accept the licence (research only) and unpack the "
+        "training registrations so that tr_reg_000.ply to tr_reg_099.ply lie in it"
+    )
+
+    def __init__(
+        self,
+        paths: Paths,
+        center: Any = "mean",
+        scale: Any = "area",
+        on_defect: Any = "raise",
+        backend: Backend = "cotan",
+    ) -> None:
+        super().__init__(paths)
+        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.spec = DataSpec(landmarks=6890, vertices=6890, up="y", protocol="faust-pairs")
+
+    @cached_property
+    def root(self) -> Path:
+        return locate("faust", self.paths, (), ("tr_reg_000.ply", "tr_reg_099.ply"), self.WORDS)
+
+    def splits(self) -> dict[str, list[Item]]:
+        items = [Item(f"tr_reg_{i:03d}") for i in range(100) if self.root]
+        return {"train": items[:80], "test": items[80:]}
+
+    def read(self, item: Item) -> Shape:
+        file = self.root / f"{item.name}.ply"
+        pos, face = read_mesh(file)
+        if len(pos) != 6890:
+            raise UserError(
+                f"{file} has {len(pos)} vertices, expected 6,890: is it a registration?"
+            )
+        shape = Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(face))
+        return shape.replace(landmark=torch.arange(6890))

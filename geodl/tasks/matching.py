@@ -1,0 +1,360 @@
+"""Point-to-point maps between two shapes, by functional maps or by vertex classification."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import Metric
+
+from geodl.encoders.identity import Identity
+from geodl.errors import UserError
+from geodl.losses import nearest
+from geodl.metrics import MapError
+from geodl.ops.geodesic import METHODS, Method
+from geodl.shape import PairBatch, Shape, ShapeBatch
+from geodl.spec import Laplacian, Needs, Points, Spectrum
+from geodl.tasks.base import Evaluation, Prediction, Setup, Task
+
+LOSSES = ("supervised", "bijectivity", "orthogonality", "commutativity")
+
+
+class Matching(Task):
+    """Maps from the vertices of the target to those of the source.
+
+    Form "fmap": descriptors of both shapes (features -> encoder -> one linear layer), their
+    coefficients A (source) and B (target) in the first k eigenfunctions, and the functional map C
+    that minimises |C A - B|^2 + lambda sum_ij C_ij^2 (source_j - target_i)^2 over the eigenvalues,
+    row by row. The map: for every vertex of the target the nearest row of evecs_source C^T to its
+    own row of evecs_target.
+
+    Form "categorical": the linear layer names a template point for every vertex (cross-entropy at
+    the landmarks).
+
+    Metrics: the geodesic distance on the *source* between where a template point of the target is
+    sent and where it belongs, x 100 and divided by the root of the area (or the diameter):
+    ``geodesic`` is the mean over points, then pairs; ``median`` over pairs; ``failed`` pairs with
+    more than 10; ``exact`` share of points sent exactly; ``auc`` of the share of points within
+    0 to 25; ``cover`` share of the source's vertices that are hit; ``dirichlet`` energy of the map;
+    ``unreachable`` points on another component (they count as the largest distance).
+
+    Paper: Donati, Sharma, Ovsjanikov: Deep geometric functional maps, CVPR 2020, as in Sharp et
+    al.: DiffusionNet, 2022 (k = 30, lambda = 1e-3). Unsupervised losses: Roufosse, Sharma,
+    Ovsjanikov 2019. ZoomOut: Melzi et al. 2019.
+
+    Args:
+        form: "fmap" or "categorical".
+        k: eigenfunctions of the functional map.
+        descriptors: columns of the linear layer.
+        regularization: lambda.
+        losses: weights by name: "supervised" (mean squared difference to the C of the true map),
+            "bijectivity", "orthogonality", "commutativity" (with the Laplacians).
+        refine: null, "icp" or "zoomout", of the map at test time.
+        zoomout: size of the map after refinement; it grows by ``step``.
+        geodesic: "dijkstra", "exact" or "heat", and every how-many-th template point is measured.
+        normalize: "area" or "diameter".
+    """
+
+    out = "vertex"
+    monitor = ("geodesic", "min")
+    paired = True
+
+    def __init__(
+        self,
+        setup: Setup,
+        form: Literal["fmap", "categorical"] = "fmap",
+        k: int = 30,
+        descriptors: int = 128,
+        regularization: float = 1e-3,
+        losses: Mapping[str, float] | None = None,
+        refine: Literal["icp", "zoomout"] | None = None,
+        zoomout: int = 120,
+        step: int = 5,
+        geodesic: Method = "dijkstra",
+        every: int = 1,
+        normalize: Literal["area", "diameter"] = "area",
+    ) -> None:
+        weights = {n: float(w) for n, w in (losses or {"supervised": 1.0}).items() if w}
+        for name in weights:
+            if name not in LOSSES:
+                raise UserError(f"task.losses.{name} is not known: choose {', '.join(LOSSES)}.")
+        for key, value, known in (
+            ("form", form, ("fmap", "categorical")),
+            ("refine", refine, (None, "icp", "zoomout")),
+            ("geodesic", geodesic, METHODS),
+            ("normalize", normalize, ("area", "diameter")),
+        ):
+            if value not in known:
+                words = ", ".join("null" if x is None else x for x in known)
+                raise UserError(f"task.{key}={value} is not known: choose {words}.")
+        points = setup.spec.landmarks
+        if points is None:
+            raise UserError(
+                "task=matching needs shapes with landmarks that correspond, but this data set has "
+                "none: choose data=faust_r, scape_r, tosca, faust or creatures."
+            )
+        if form == "categorical" and not points:
+            raise UserError("task.form=categorical needs one template for all shapes.")
+        if min(k, descriptors, step, every) < 1:
+            raise UserError("task.k, descriptors, step and every must be 1 or more.")
+        self.outputs = descriptors if form == "fmap" else points
+        super().__init__(setup)
+        if isinstance(self.encoder, Identity):
+            if form == "categorical":
+                raise UserError("encoder=identity learns nothing: use task.form=fmap.")
+            self.head = nn.Identity()
+        if self.encoder.needs.find(Points):
+            raise UserError("task=matching maps the shapes' own vertices: set encoder.points=null.")
+        spectrum = (super().needs | Needs.of(Spectrum(k))).find(Spectrum)
+        assert spectrum is not None
+        wanted = max(k, zoomout) if refine == "zoomout" else k
+        if refine == "zoomout" and wanted > spectrum.k:
+            raise UserError(
+                f"task.zoomout={zoomout} needs as many eigenpairs, but {spectrum.k} are computed "
+                "for the features and the encoder: lower it, or raise features.k."
+            )
+        self.form, self.k, self.regularization, self.weights = form, k, regularization, weights
+        self.refine, self.zoomout, self.step = refine, zoomout, step
+        self.geodesic: Method = geodesic
+        self.every = every
+        self.normalize: Literal["area", "diameter"] = normalize
+        self.memo: dict[str, Tensor] | None = None  # descriptors of shapes seen in an evaluation
+
+    @property
+    def needs(self) -> Needs:
+        return super().needs | Needs.of(Spectrum(self.k), Laplacian())
+
+    # ---- prediction ----
+
+    def describe(self, batch: ShapeBatch) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Descriptors (v d), shape by shape, and the encoder's own losses."""
+        if self.memo is not None and len(batch) == 1 and batch.names[0] in self.memo:
+            return [self.memo[batch.names[0]]], {}
+        encoding = self.encoder(self.features(batch), batch)
+        rows = self.head(encoding.at("vertex"))
+        parts = list(rows.split(batch.sizes))
+        if self.memo is not None and len(batch) == 1:
+            self.memo[batch.names[0]] = rows
+        return parts, encoding.losses
+
+    def predict(self, batch: PairBatch) -> Prediction:  # pyright: ignore
+        """Functional maps (b k k), or logits of the target's and the source's vertices."""
+        a, losses = self.describe(batch.source)
+        b, more = self.describe(batch.target)
+        losses = {n: losses[n] + more[n] for n in losses if n in more}
+        if self.form == "categorical":
+            return Prediction(torch.cat(b), losses)
+        coefficients = [
+            torch.stack(
+                [
+                    phi.T @ (m[:, None] * x)
+                    for phi, m, x in zip(evecs(s, self.k), masses(s), rows, strict=True)
+                ]
+            )
+            for s, rows in ((batch.source, a), (batch.target, b))
+        ]
+        (a_hat, b_hat), weight = coefficients, self.regularization
+        low, high = (s.ops.evals[:, : self.k] for s in (batch.source, batch.target))
+        return Prediction(functional_map(a_hat, b_hat, low, high, weight), losses)
+
+    def losses(self, prediction: Prediction, batch: PairBatch) -> dict[str, Tensor]:  # pyright: ignore
+        if self.form == "categorical":
+            rows = prediction.output
+            spots = batch.target.landmark
+            assert spots is not None
+            names = torch.arange(self.outputs, device=rows.device).repeat(len(batch))
+            return {"cross_entropy": F.cross_entropy(rows[spots], names)}
+        c = prediction.output
+        found: dict[str, Tensor] = {}
+        eye = torch.eye(self.k, device=c.device)
+        if "supervised" in self.weights:
+            found["supervised"] = (c - self.true_maps(batch)).square().mean()
+        if "bijectivity" in self.weights:
+            back = self.predict(PairBatch(batch.target, batch.source)).output
+            found["bijectivity"] = (back @ c - eye).square().mean()
+        if "orthogonality" in self.weights:
+            found["orthogonality"] = (c.mT @ c - eye).square().mean()
+        if "commutativity" in self.weights:
+            source, target = (s.ops.evals[:, : self.k] for s in (batch.source, batch.target))
+            # Relative to the largest eigenvalue, so that the weight means the same for all shapes.
+            gap = (c * source[:, None] - target[:, :, None] * c) / source[:, -1, None, None]
+            found["commutativity"] = gap.square().mean()
+        return {n: self.weights[n] * v for n, v in found.items()} | prediction.losses
+
+    def true_maps(self, batch: PairBatch) -> Tensor:
+        """C (b k k) of the true correspondence: evecs_source C^T = evecs_target at the landmarks,
+        in the least squares sense."""
+        a, b = (
+            [p[s] for p, s in zip(evecs(x, self.k), spots(x), strict=True)]
+            for x in (batch.source, batch.target)
+        )
+        # By pseudo-inverse: there may be fewer landmarks than eigenfunctions.
+        return torch.stack([(torch.linalg.pinv(p) @ q).T for p, q in zip(a, b, strict=True)])
+
+    def maps(self, prediction: Prediction, batch: PairBatch) -> list[Tensor]:
+        """For every vertex of the target a vertex of the source, pair by pair."""
+        if self.form == "categorical":
+            named = prediction.output.argmax(1).split(batch.target.sizes)
+            return [s[n] for s, n in zip(spots(batch.source), named, strict=True)]
+        size = max(self.k, self.zoomout) if self.refine == "zoomout" else self.k
+        columns = zip(
+            prediction.output,
+            evecs(batch.source, size),
+            evecs(batch.target, size),
+            masses(batch.target),
+            strict=True,
+        )
+        return [self._refined(c, a, b, m) for c, a, b, m in columns]
+
+    def _refined(self, c: Tensor, a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
+        if self.refine == "icp":
+            for _ in range(10):
+                c = to_fmap(from_fmap(c, a, b), a[:, : self.k], b[:, : self.k], mass)
+                u, _, vt = torch.linalg.svd(c)
+                c = u @ vt
+        if self.refine == "zoomout":
+            for size in range(self.k, a.shape[1] + 1, self.step):
+                c = to_fmap(from_fmap(c, a, b), a[:, :size], b[:, :size], mass)
+        return from_fmap(c, a, b)
+
+    # ---- metrics ----
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        loader: Iterable[Any],
+        precision: Callable[[], Any] | None = None,
+        keep: Collection[int] = (),
+    ) -> Evaluation:
+        self.memo = {}
+        try:
+            return super().evaluate(loader, precision, keep)
+        finally:
+            self.memo = None
+
+    def make_meters(self) -> dict[str, Metric]:
+        return {"map": MapError(self.geodesic, self.every, self.normalize, self.cache)}
+
+    def measure(self, meters: Any, prediction: Prediction, batch: PairBatch) -> None:  # pyright: ignore
+        if self.training:
+            return  # distances on surfaces take too long for every step
+        pairs = zip(
+            self.maps(prediction, batch), batch.source.unpack(), batch.target.unpack(), strict=True
+        )
+        for found, a, b in pairs:
+            meters["map"].update(found.cpu(), cpu(a), cpu(b))
+
+    def scores(self, meters: Any) -> dict[str, float]:
+        if not meters["map"].update_called:
+            return {}
+        return {k: float(v) for k, v in meters["map"].compute().items() if v.dim() == 0}
+
+    def details(self, meters: Any) -> dict[str, Any]:
+        found = meters["map"].compute()
+        table = [
+            {"pair": name, "geodesic": round(float(e), 4)}
+            for name, e in zip(meters["map"].names, found["pairs"].reshape(-1), strict=True)
+        ]
+        return {
+            "pck": [round(float(x), 6) for x in found["pck"]],
+            "per_class": table,
+            "geodesic_method": f"{self.geodesic}, every {self.every}",
+        }
+
+    def split(self, output: Tensor, batch: PairBatch) -> list[Tensor]:  # pyright: ignore
+        return self.maps(Prediction(output), batch.to(output.device))
+
+    def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
+        from geodl import viz
+
+        viz.transfers(evaluation.kept, folder / f"transfer-{name}.png", self.spec.up)
+        viz.pck_curve(evaluation.details["pck"], folder / f"pck-{name}.png")
+
+    # ---- weights ----
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The names of nmwsharp/diffusion-net's FunctionalMapCorrespondence... as ours."""
+        prefix = "feature_extractor."
+        if not state or not all(key.startswith(prefix) for key in state):
+            return state
+        own = set(self.state_dict())
+        # Dropout layers stand between the linear ones here: the n-th linear layer is the n-th.
+        linear = sorted(
+            {int(k.split(".")[4]) for k in own if k.startswith("encoder.blocks.0.mlp.")}
+        )
+        names = {
+            "first_lin": "encoder.first",
+            "last_lin": "head",
+            "diffusion.diffusion_time": "time",
+            "gradient_features.A_re": "real",
+            "gradient_features.A_im": "imaginary",
+        } | {f"mlp.miniMLP_mlp_layer_{i:03d}": f"mlp.{n}" for i, n in enumerate(linear)}
+        translated: dict[str, Tensor] = {}
+        for key, value in state.items():
+            word = key.removeprefix(prefix)
+            if word.startswith("block_"):
+                number, word = word.removeprefix("block_").split(".", 1)
+                head = f"encoder.blocks.{number}."
+            else:
+                head = ""
+            for theirs, ours in names.items():
+                if word == theirs or word.startswith(f"{theirs}."):
+                    word = ours + word.removeprefix(theirs)
+                    break
+            translated[head + word] = value
+        for key in own - translated.keys():  # buffers that follow from the configuration
+            if key.startswith("features."):
+                translated[key] = self.state_dict()[key]
+        return translated
+
+
+# ---- functional maps ----
+
+
+def evecs(batch: ShapeBatch, k: int) -> list[Tensor]:
+    """The first k eigenfunctions (v k), shape by shape."""
+    return [part[:, :k] for part in batch.ops.evecs.split(batch.sizes)]
+
+
+def masses(batch: ShapeBatch) -> list[Tensor]:
+    return list(batch.ops.mass.split(batch.sizes))
+
+
+def spots(batch: ShapeBatch) -> list[Tensor]:
+    """Landmarks (t) as vertices of their own shape, shape by shape."""
+    assert batch.landmark is not None
+    parts = batch.landmark.split(batch.landmark_sizes)
+    return [part - start for part, start in zip(parts, batch.ptr[:-1], strict=True)]
+
+
+def functional_map(a: Tensor, b: Tensor, source: Tensor, target: Tensor, weight: float) -> Tensor:
+    """C (n k k) for coefficients a, b (n k d) and eigenvalues (n k): row i solves
+    (A A^T + weight diag((source_j - target_i)^2)) c_i = A b_i."""
+    gap = (source[:, None, :] - target[:, :, None]).square()  # (n i j)
+    left = (a @ a.mT)[:, None] + weight * torch.diag_embed(gap)
+    right = (a @ b.mT).mT[..., None]  # (n i k 1)
+    return torch.linalg.solve(left, right)[..., 0]
+
+
+def from_fmap(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """For every row of b (target) the nearest row of a C^T (source): vertices of the source."""
+    k = c.shape[0]
+    return nearest(b[:, :k], a[:, :k] @ c.T)
+
+
+def to_fmap(found: Tensor, a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
+    """C (k k) of a map from the target's vertices to the source's."""
+    return b.T @ (mass[:, None] * a[found])
+
+
+def cpu(shape: Shape) -> Shape:
+    return shape.replace(
+        pos=shape.pos.cpu(),
+        face=shape.face.cpu(),
+        landmark=None if shape.landmark is None else shape.landmark.cpu(),
+        ops=shape.ops.map(lambda x: x.cpu()),
+    )

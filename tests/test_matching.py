@@ -1,0 +1,344 @@
+"""Geodesics, functional maps, the matching task and its data."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import grid, icosphere, write_off
+
+from geodl.build import build, compose
+from geodl.data.base import attach
+from geodl.data.correspondence import FAUST, Remeshed, read_vts
+from geodl.data.fetch import Paths
+from geodl.errors import UserError
+from geodl.metrics import MapError
+from geodl.ops.geodesic import distances, edge_graph
+from geodl.shape import PairBatch, Shape, ShapeBatch
+from geodl.spec import Laplacian, Needs, Spectrum
+from geodl.tasks.matching import from_fmap, functional_map, to_fmap
+
+# ---- geodesics ----
+
+
+def test_distances_on_the_sphere_are_arcs():
+    pos, face = icosphere(4)
+    sources = np.array([0, 700, 2001])
+    arc = np.arccos((pos[sources] @ pos.T).clip(-1, 1))
+    far = arc > 0.3
+    for method, bound, mean in (
+        ("exact", 0.01, 0.002),
+        ("dijkstra", 0.06, 0.02),
+        ("heat", 0.05, 0.02),
+    ):
+        error = np.abs(distances(pos, face, sources, method) - arc)[far] / arc[far]
+        assert error.max() < bound and error.mean() < mean, method
+
+
+def test_the_graph_unfolds_pairs_of_triangles():
+    pos = np.array([[0.0, 0, 0], [1, 0, 0], [0.5, 1, 0], [0.5, -0.6, 0.8]])
+    face = np.array([[0, 1, 2], [1, 0, 3]])
+    graph = edge_graph(pos, face)
+    assert graph.nnz == 6 and graph[2, 3] == pytest.approx(2.0), "unfolded: 1 + 1, straight"
+    assert np.linalg.norm(pos[2] - pos[3]) < 2.0
+    shifted = pos.copy()
+    shifted[3, 0] = 5.0  # the straight line leaves the two triangles
+    assert edge_graph(shifted, face).nnz == 5
+    flat, triangles = grid(11)
+    found = distances(flat, triangles, np.array([0]))[0]
+    true = np.linalg.norm(flat - flat[0], axis=1)
+    assert (found >= true - 1e-6).all() and (found / np.maximum(true, 1e-9))[1:].max() < 1.06
+
+
+@pytest.mark.parametrize("method", ["dijkstra", "exact", "heat"])
+def test_another_component_is_infinitely_far(method):
+    pos, face = icosphere(1)
+    pos = np.concatenate([pos, pos + 5])
+    face = np.concatenate([face, face + len(pos) // 2])
+    found = distances(pos, face, np.array([0, 50]), method)
+    assert np.isinf(found[0, 42:]).all() and np.isfinite(found[0, :42]).all()
+    assert np.isinf(found[1, :42]).all() and np.isfinite(found[1, 42:]).all()
+    with pytest.raises(UserError, match="geodesic=euclid is not known"):
+        distances(pos, face, np.array([0]), "euclid")
+
+
+# ---- functional maps ----
+
+
+def shape_of(pos, face, cache, name="s", landmark=None):
+    marks = torch.arange(len(pos)) if landmark is None else torch.as_tensor(landmark)
+    bare = Shape(torch.from_numpy(pos).float(), torch.from_numpy(face), landmark=marks, name=name)
+    return attach(bare, Needs.of(Spectrum(64), Laplacian()), "cotan", cache)
+
+
+def bent(seed=0):
+    """An irregular closed surface, and the same with its vertices in another order."""
+    pos, face = icosphere(3)
+    rng = np.random.default_rng(seed)
+    pos = pos * [1.0, 0.7, 1.4] * (1 + 0.3 * np.sin(pos @ [[3.0], [2.0], [1.3]] + 0.4))
+    order = rng.permutation(len(pos))
+    place = np.argsort(order)
+    return pos, face, pos[order], place[face], order, place
+
+
+def test_the_solver_is_the_row_wise_one():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 5, 9).double(), torch.randn(2, 5, 9).double()
+    low, high = torch.rand(2, 5).double().sort(1)[0], torch.rand(2, 5).double().sort(1)[0]
+    c = functional_map(a, b, low, high, 0.3)
+    for n in range(2):
+        for i in range(5):
+            d = torch.diag((low[n] - high[n, i]) ** 2)
+            row = torch.linalg.inv(a[n] @ a[n].T + 0.3 * d) @ (a[n] @ b[n, i])
+            torch.testing.assert_close(c[n, i], row)
+
+
+def matching(*overrides):
+    words = [
+        "task=matching",
+        "data=creatures",
+        "data.size=tiny",
+        "encoder=identity",
+        "features=wks",
+    ]
+    return build(compose([*words, "features.count=40", "features.k=64", *overrides])).task
+
+
+@pytest.mark.parametrize("refine", ["null", "icp", "zoomout"])
+def test_a_shape_is_mapped_onto_its_own_permutation(refine, cache):
+    pos, face, pos2, face2, order, place = bent()
+    a = shape_of(pos, face, cache, "a")
+    b = shape_of(pos2, face2, cache, "b", place)
+    task = matching("task.k=20", f"task.refine={refine}", "task.zoomout=60", "task.step=5")
+    batch = PairBatch.pack([(a, b)])
+    prediction = task.predict(batch)
+    assert prediction.output.shape == (1, 20, 20)
+    found = task.maps(prediction, batch)[0]
+    right = (found == torch.from_numpy(order)).float().mean()
+    assert right > (0.95 if refine != "null" else 0.6), right
+    true = task.true_maps(batch)[0]
+    again = from_fmap(true, a.ops.evecs[:, :20], b.ops.evecs[:, :20])
+    assert (again == torch.from_numpy(order)).float().mean() > 0.99
+    back = to_fmap(torch.from_numpy(order), a.ops.evecs[:, :20], b.ops.evecs[:, :20], b.ops.mass)
+    torch.testing.assert_close(back, true, atol=1e-3, rtol=0)
+    scores = task.evaluate([batch]).scores
+    assert scores["geodesic"] < 1.0 and scores["failed"] == 0 and scores["exact"] > 0.6
+    assert scores["dirichlet"] == pytest.approx(1, abs=0.2) and scores["unreachable"] == 0
+
+
+def test_losses_vanish_at_the_true_map(cache):
+    pos, face, pos2, face2, _, place = bent()
+    a, b = shape_of(pos, face, cache, "a"), shape_of(pos2, face2, cache, "b", place)
+    batch = PairBatch.pack([(a, b)])
+    names = ("orthogonality", "commutativity", "supervised")
+    task = matching("task.k=15", *(f"task.losses.{n}=1" for n in names))
+    prediction = task.predict(batch)
+    wrong = {k: float(v) for k, v in task.losses(prediction, batch).items()}
+    prediction.output = task.true_maps(batch)
+    for name, value in task.losses(prediction, batch).items():
+        assert value < 1e-5 < wrong[name] + 1e-4, name
+    both = matching("task.k=15", "task.losses.bijectivity=1")
+    assert both.losses(both.predict(batch), batch)["bijectivity"] >= 0
+
+
+def test_the_categorical_form_names_template_points(cache):
+    from dataclasses import replace
+
+    from geodl.build import build_task
+
+    pos, face, pos2, face2, order, place = bent()
+    a, b = shape_of(pos, face, cache, "a"), shape_of(pos2, face2, cache, "b", place)
+    words = ["task=matching", "task.form=categorical", "encoder=point_mlp", "features=xyz"]
+    cfg = compose([*words, "data=creatures", "data.size=tiny"])
+    spec = replace(build(compose(["data.size=tiny"])).data.spec, landmarks=len(pos))
+    task = build_task(cfg, spec)
+    batch = PairBatch.pack([(a, b)])
+    prediction = task.predict(batch)
+    assert prediction.output.shape == (len(pos), len(pos))
+    assert task.losses(prediction, batch)["cross_entropy"] > 4
+    prediction.output = torch.nn.functional.one_hot(torch.from_numpy(order), len(pos)).float()
+    assert torch.equal(task.maps(prediction, batch)[0], torch.from_numpy(order))
+    assert task.losses(prediction, batch)["cross_entropy"] < 6
+
+
+def test_errors_of_maps_by_hand(cache):
+    pos, face = grid(5)
+    shape = shape_of(pos, face, cache, "flat", landmark=[0, 4, 20])
+    metric = MapError("dijkstra")
+    found = torch.arange(25)
+    metric.update(found, shape, shape)
+    perfect = metric.compute()
+    assert perfect["geodesic"] == 0 and perfect["exact"] == 1 and perfect["auc"] == 1
+    assert perfect["cover"] == 1 and perfect["dirichlet"] == pytest.approx(1, rel=1e-4)
+    found[0] = 4  # one corner is sent to another: a distance of one on a unit square
+    metric = MapError("exact", normalize="diameter")
+    metric.update(found, shape, shape)
+    moved = metric.compute()
+    assert moved["geodesic"] == pytest.approx(100 / 3 / 2**0.5, rel=2e-3)
+    assert moved["failed"] == 1 and moved["exact"] == pytest.approx(2 / 3)
+
+
+def test_points_on_other_components_are_counted(cache):
+    pos, face = icosphere(1)
+    both, faces = np.concatenate([pos, pos + 3]), np.concatenate([face, face + 42])
+    shape = shape_of(both, faces, cache, "two")
+    found = torch.arange(84)
+    found[:10] += 42
+    metric = MapError()
+    metric.update(found, shape, shape)
+    scores = metric.compute()
+    assert scores["unreachable"] == 10
+    assert all(torch.isfinite(v).all() for v in scores.values())
+
+
+# ---- the authors' weights ----
+
+
+def authors_names(task):
+    """Our state under the names of nmwsharp/diffusion-net."""
+    state = {}
+    for key, value in task.state_dict().items():
+        word = key.replace("encoder.blocks.", "block_").replace("encoder.first", "first_lin")
+        word = word.replace("head.", "last_lin.").replace(".time", ".diffusion.diffusion_time")
+        word = word.replace(".real", ".gradient_features.A_re")
+        word = word.replace(".imaginary", ".gradient_features.A_im")
+        for layer, index in enumerate((0, 3, 6)):
+            word = word.replace(f"mlp.{index}.", f"mlp.miniMLP_mlp_layer_{layer:03d}.")
+        state["feature_extractor." + word] = value.clone()
+    return state
+
+
+def test_the_authors_weights_are_translated_and_refused_key_by_key():
+    words = ["task=matching", "data=creatures", "data.size=tiny", "encoder=diffusionnet"]
+    task = build(compose([*words, "features=hks"])).task
+    theirs = authors_names(task)
+    back = task.translate(theirs)
+    task.load_strict(back, "weights")
+    assert all(torch.equal(back[k], v) for k, v in task.state_dict().items())
+    own = task.state_dict()
+    assert task.translate(own) is own
+    theirs.pop("feature_extractor.block_2.diffusion.diffusion_time")
+    with pytest.raises(UserError, match=r"it lacks encoder.blocks.2.time"):
+        task.load_strict(task.translate(theirs), "weights")
+    wide = authors_names(task)
+    wide["feature_extractor.first_lin.weight"] = torch.zeros(128, 3)
+    with pytest.raises(UserError, match=r"encoder.first.weight has shape \(128, 3\), expected"):
+        task.load_strict(task.translate(wide), "weights")
+
+
+# ---- data ----
+
+
+def matching_tree(root, meshes, maps, count=3, names=None):
+    pos, face = icosphere(2)
+    for i in range(count):
+        name = (names or [f"tr_reg_{i:03d}" for i in range(count)])[i]
+        write_off(root / meshes / f"{name}.off", pos * (1 + 0.1 * i), face)
+        (root / maps).mkdir(parents=True, exist_ok=True)
+        (root / maps / f"{name}.vts").write_text("".join(f"{v + 1}\n" for v in range(50)))
+
+
+@pytest.mark.parametrize(
+    ("meshes", "maps"),
+    [
+        ("Dataset/FAUST/vtx_5k", "Dataset/FAUST/vtx_5k/corres"),
+        ("FAUST_r", "FAUST_r_vts"),
+        ("FAUST_r/off", "FAUST_r/corres"),
+    ],
+)
+def test_both_layouts_and_the_pairs(tmp_path, paths, meshes, maps):
+    matching_tree(tmp_path / "faust_r", meshes, maps, count=100)
+    data = Remeshed(Paths(tmp_path, paths.cache))
+    assert (len(data.items("train")), len(data.items("test"))) == (80, 20)
+    assert (len(data.pairs("train")), len(data.pairs("test"))) == (6320, 190)
+    first = data.pairs("test")[0]
+    assert [i.name for i in first] == ["tr_reg_080", "tr_reg_081"]
+    shape = data.load(first[0])
+    assert data.spec.landmarks == 50 and shape.landmark.tolist() == list(range(50))
+    area = torch.linalg.cross(
+        shape.pos[shape.face[:, 1]] - shape.pos[shape.face[:, 0]],
+        shape.pos[shape.face[:, 2]] - shape.pos[shape.face[:, 0]],
+    )
+    assert area.norm(dim=1).sum() / 2 == pytest.approx(1, abs=1e-4), "unit area"
+
+
+def test_tosca_pairs_are_of_one_animal(tmp_path, paths):
+    names = ["cat0", "cat1", "dog0", "dog1", "dog2"]
+    where = "Dataset/TOSCA_Isometric/vtx_5k"
+    matching_tree(tmp_path / "tosca", where, f"{where}/corres", 5, names)
+    data = Remeshed(Paths(tmp_path, paths.cache), name="tosca")
+    pairs = [(a.name, b.name) for a, b in data.pairs("test")]
+    assert pairs == [("cat0", "cat1"), ("dog0", "dog1"), ("dog0", "dog2"), ("dog1", "dog2")]
+
+
+def test_bad_correspondence_files_name_file_and_line(tmp_path, paths):
+    matching_tree(tmp_path / "faust_r", "FAUST_r", "FAUST_r_vts", count=100)
+    data = Remeshed(Paths(tmp_path, paths.cache))
+    item = data.items("train")[1]
+    file = tmp_path / "faust_r" / "FAUST_r_vts" / "tr_reg_001.vts"
+    file.write_text("1\n2\n9999\n")
+    with pytest.raises(UserError, match=r"tr_reg_001.vts, line 3: vertex 9999 does not exist.*162"):
+        data.load(item)
+    file.write_text("1\n2\n3\n")
+    with pytest.raises(UserError, match=r"has 3 lines, the others have 50"):
+        data.load(item)
+    file.write_text("1\nx\n")
+    with pytest.raises(UserError, match=r"line 2: 'x' is no vertex number"):
+        read_vts(file)
+    file.unlink()
+    with pytest.raises(UserError, match=r"tr_reg_001.vts does not exist"):
+        data.load(item)
+    with pytest.raises(UserError, match=r"scape_r is not in .*GeomFMaps"):
+        Remeshed(Paths(tmp_path, paths.cache), name="scape_r").items("test")
+    with pytest.raises(UserError, match=r"faust is not in .*register at faust.is.tue.mpg.de"):
+        FAUST(Paths(tmp_path, paths.cache)).items("test")
+
+
+# ---- the task ----
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["task.refine=zoomout", "task.zoomout=200"], "task.zoomout=200 needs as many eigenpairs"),
+        (["task.k=2000"], "eigenpairs cannot be had"),
+        (["task.losses.supervised=0", "+task.losses.magic=1"], "task.losses.magic is not known"),
+        (["task.geodesic=euclid"], "task.geodesic=euclid is not of type|is not known"),
+        (["encoder=pointnet", "features=xyz"], "set encoder.points=null"),
+        (["data=heads", "data.size=tiny"], "needs shapes with landmarks"),
+        (["encoder=flat_mlp"], "gives one answer per whole"),
+        (["task.form=categorical"], "needs one template for all shapes"),
+    ],
+)
+def test_what_cannot_work_is_refused(overrides, message):
+    words = ["task=matching", "data=creatures", "data.size=tiny", "encoder=diffusionnet"]
+    with pytest.raises(UserError, match=message):
+        build(compose([*words, "features=hks", *overrides]))
+
+
+def test_creatures_of_one_species_are_matched_in_training():
+    words = ["task=matching", "data=creatures", "data.size=tiny", "features=xyz_hks"]
+    words += ["encoder=diffusionnet", "encoder.width=16", "encoder.blocks=1", "encoder.k_eig=32"]
+    words += ["task.k=10", "task.losses.orthogonality=1", "task.losses.bijectivity=1"]
+    parts = build(compose(words))
+    data, task = parts.data, parts.task
+    data.configure(task.needs, batch_size=2, paired=True)
+    data._splits = {"train": data.items("train")[:4], "test": data.items("test")[:4]}
+    for a, b in data.pairs("train"):
+        assert a.category == b.category and a.name != b.name
+    batches = list(data.train_batches())
+    optimizer = task.configure_optimizers()
+    first = last = 0.0
+    for epoch in range(8):
+        total = 0.0
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = sum(task.losses(task.predict(batch), batch).values())
+            loss.backward()
+            optimizer.step()
+            total += loss.item()
+        first, last = (total, total) if epoch == 0 else (first, total)
+    assert last < first
+    batch = batches[0]
+    together = task.eval().predict(batch).output
+    for i, (a, b) in enumerate(batch.unpack()):
+        one = task.predict(PairBatch(ShapeBatch.pack([a]), ShapeBatch.pack([b]))).output[0]
+        torch.testing.assert_close(one, together[i], atol=1e-3, rtol=1e-3)
