@@ -249,6 +249,8 @@ def test_both_layouts_and_the_pairs(tmp_path, paths, meshes, maps):
     data = Remeshed(Paths(tmp_path, paths.cache))
     assert (len(data.items("train")), len(data.items("test"))) == (80, 20)
     assert (len(data.pairs("train")), len(data.pairs("test"))) == (6320, 190)
+    few = Remeshed(Paths(tmp_path, paths.cache), train_pairs=100)
+    assert len(set(few.pairs("train"))) == 100 and len(few.pairs("test")) == 190
     first = data.pairs("test")[0]
     assert [i.name for i in first] == ["tr_reg_080", "tr_reg_081"]
     shape = data.load(first[0])

@@ -61,6 +61,7 @@ class Remeshed(ShapeData):
 
     Args:
         name: "faust_r", "scape_r", "shrec19_r", "tosca" or "tosca_noniso".
+        train_pairs: train on so many of the ordered pairs, a seeded sample; null: all.
     """
 
     def __init__(
@@ -71,8 +72,12 @@ class Remeshed(ShapeData):
         scale: Any = "area",
         on_defect: Any = "raise",
         backend: Backend = "cotan",
+        train_pairs: int | None = None,
     ) -> None:
         super().__init__(paths)
+        if train_pairs is not None and train_pairs < 1:
+            raise UserError(f"data.train_pairs={train_pairs} must be 1 or more, or null.")
+        self.train_pairs = train_pairs
         if name not in SGA18:
             raise UserError(f"data.name={name} is not known: choose {', '.join(SGA18)}.")
         self.set_name: str = name
@@ -130,6 +135,13 @@ class Remeshed(ShapeData):
             )
         items = [Item(n) for n in self._names]
         return {"train": items[:train] or items, "test": items[train : train + test]}
+
+    def pairs(self, split: str) -> list[tuple[Item, Item]]:
+        pairs = super().pairs(split)
+        if split != "train" or not self.train_pairs or self.train_pairs >= len(pairs):
+            return pairs
+        chosen = np.random.default_rng(0).choice(len(pairs), self.train_pairs, replace=False)
+        return [pairs[i] for i in sorted(chosen)]
 
     def _vts(self, name: str) -> NDArray[np.int64]:
         file = self.folders[1] / f"{name}.vts"
