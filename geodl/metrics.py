@@ -213,15 +213,7 @@ class MapError(Metric):
         assert source.landmark is not None and target.landmark is not None
         own = source.landmark[:: self.every].numpy()
         sent = found[target.landmark[:: self.every]].numpy()
-        rows, inverse = np.unique(own, return_inverse=True)
-        table = self._distances(source, rows)
-        errors = table[inverse, sent].astype(np.float64)
-        finite = table[np.isfinite(table)]
-        far = float(finite.max()) if len(finite) else 0.0
-        lost = ~np.isfinite(errors)
-        errors[lost] = far  # on another component: as far as can be
-        if self.normalize == "diameter":
-            errors /= max(far, 1e-12)
+        errors, lost = self.measure(own, sent, source)
         values = torch.from_numpy(errors)
         self.errors.append(values)
         self.pairs.append(values.mean()[None])
@@ -234,6 +226,20 @@ class MapError(Metric):
                 dtype=torch.float64,
             )
         )
+
+    def measure(
+        self, own: NDArray[np.int64], sent: NDArray[np.int64], source: Shape
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Distances (t) on the source between where points belong and where they are sent, and
+        whether (t) there is no way."""
+        rows, inverse = np.unique(own, return_inverse=True)
+        table = self._distances(source, rows)
+        errors = table[inverse, sent].astype(np.float64)
+        finite = table[np.isfinite(table)]
+        far = float(finite.max()) if len(finite) else 0.0
+        lost = ~np.isfinite(errors)
+        errors[lost] = far  # on another component: as far as can be
+        return (errors / max(far, 1e-12) if self.normalize == "diameter" else errors), lost
 
     def _distances(self, shape: Shape, rows: NDArray[np.int64]) -> NDArray[Any]:
         """(rows, v) on the shape, over the root of its area."""

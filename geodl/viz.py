@@ -356,21 +356,29 @@ def position_color(pos: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def transfers(
-    kept: Sequence[tuple[tuple[Any, Any], Any]], path: Path, up: str = "y", count: int = 6
+    kept: Sequence[tuple[tuple[Any, Any], Any]],
+    errors: Sequence[NDArray[Any]],
+    path: Path,
+    up: str = "y",
 ) -> None:
-    """Pairs: the source coloured by position above, the target with the colours that its map brings
-    below."""
+    """Pairs: the source coloured by position, the target with the colours that its map brings, and
+    the target coloured by the geodesic errors (v) x 100."""
     if not kept:
         return
-    shown = kept[:: max(1, len(kept) // count)][:count]
-    figure = Figure(figsize=(2.0 * len(shown), 5.0))
-    for i, ((source, target), found) in enumerate(shown):
+    figure = Figure(figsize=(2.0 * len(kept), 7.4))
+    high = 10.0
+    for i, (((source, target), found), error) in enumerate(zip(kept, errors, strict=True)):
         color = position_color(source.pos.numpy())
-        drawn = ((source, color), (target, color[found.numpy()]))
-        for j, (shape, colors) in enumerate(drawn):
-            ax = figure.add_subplot(2, len(shown), j * len(shown) + i + 1)
-            draw(ax, shape.pos.numpy(), shape.face.numpy(), colors, front(up), shape.name)
-    figure.subplots_adjust(wspace=0.02, hspace=0.08)
+        drawn = (
+            (source, color, source.name),
+            (target, color[found.numpy()], f"to {target.name}"),
+            (target, heat(error, high), f"error {error.mean():.1f}"),
+        )
+        for j, (shape, colors, title) in enumerate(drawn):
+            ax = figure.add_subplot(3, len(kept), j * len(kept) + i + 1)
+            draw(ax, shape.pos.numpy(), shape.face.numpy(), colors, front(up), title)
+    figure.subplots_adjust(right=0.91, wspace=0.02, hspace=0.08)
+    _scale(figure, high, "geodesic error x 100")
     _save(figure, path)
 
 

@@ -271,7 +271,17 @@ class Matching(Task):
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
         from geodl import viz
 
-        viz.transfers(evaluation.kept, folder / f"transfer-{name}.png", self.spec.up)
+        meter = self.make_meters()["map"]
+        assert isinstance(meter, MapError)
+        kept = evaluation.kept[:: max(1, len(evaluation.kept) // 6)][:6]
+        errors: list[Any] = []
+        for (source, target), found in kept:
+            own, spot = source.landmark[:: self.every], target.landmark[:: self.every]
+            at_points, _ = meter.measure(own.numpy(), found[spot].numpy(), source)
+            # Between the template points, the nearest one's error.
+            near = nearest(target.pos, target.pos[spot]).numpy()
+            errors.append(100 * at_points[near])
+        viz.transfers(kept, errors, folder / f"transfer-{name}.png", self.spec.up)
         viz.pck_curve(evaluation.details["pck"], folder / f"pck-{name}.png")
 
     # ---- weights ----
