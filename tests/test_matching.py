@@ -1,5 +1,7 @@
 """Geodesics, functional maps, the matching task and its data."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from geodl.data.fetch import Paths
 from geodl.errors import UserError
 from geodl.metrics import MapError
 from geodl.ops.geodesic import distances, edge_graph
-from geodl.shape import PairBatch, Shape, ShapeBatch
+from geodl.shape import Operators, PairBatch, Shape, ShapeBatch
 from geodl.spec import Laplacian, Needs, Spectrum
 from geodl.tasks.matching import from_fmap, functional_map, to_fmap
 
@@ -344,3 +346,40 @@ def test_creatures_of_one_species_are_matched_in_training():
     for i, (a, b) in enumerate(batch.unpack()):
         one = task.predict(PairBatch(ShapeBatch.pack([a]), ShapeBatch.pack([b]))).output[0]
         torch.testing.assert_close(one, together[i], atol=1e-3, rtol=1e-3)
+
+
+def test_outputs_equal_the_authors():
+    """A pair of small meshes of ours, random weights: descriptors and functional map as
+    nmwsharp/diffusion-net gives them (its code was run once to make the fixture)."""
+    stored = np.load(Path(__file__).parent / "fixtures" / "diffusion_net_fmap.npz")
+    words = ["task=matching", "data=creatures", "data.size=tiny", "encoder=diffusionnet"]
+    words += ["encoder.width=8", "encoder.blocks=2", "encoder.k_eig=32", "encoder.dropout=0"]
+    words += ["features=hks", "features.k=32", "task.k=10", "task.descriptors=8"]
+    task = build(compose(words)).task.eval()
+    state = {k[6:]: torch.from_numpy(stored[k]) for k in stored if k.startswith("state/")}
+    task.load_strict(task.translate(state), "fixture")
+    face = torch.from_numpy(stored["face"]).long()
+    shapes = []
+    for side in "ab":
+        n = len(stored[f"{side}/pos"])
+        index = torch.from_numpy(stored[f"{side}/index"]).long()
+        values = {
+            name: torch.sparse_coo_tensor(
+                index, torch.from_numpy(stored[f"{side}/{name}"]), (n, n), check_invariants=False
+            ).coalesce()
+            for name in ("grad_x", "grad_y")
+        }
+        rows = {k: torch.from_numpy(stored[f"{side}/{k}"]) for k in ("mass", "evals", "evecs")}
+        kinds = {"mass": "row", "evals": "shape", "evecs": "row"}
+        kinds |= {"grad_x": "matrix", "grad_y": "matrix"}
+        ops = Operators(rows | values, kinds)
+        pos = torch.from_numpy(stored[f"{side}/pos"])
+        shapes.append(Shape(pos, face, ops=ops, landmark=torch.arange(n), name=side))
+    batch = PairBatch.pack([(shapes[0], shapes[1])])
+    with torch.no_grad():
+        for side, half in (("a", batch.source), ("b", batch.target)):
+            found = task.describe(half)[0][0]
+            assert (found - torch.from_numpy(stored[f"{side}/descriptors"])).abs().max() < 1e-4
+        c = task.predict(batch).output[0]
+    expected = torch.from_numpy(stored["C"])
+    assert (c - expected).abs().max() < 1e-3 * expected.abs().max()

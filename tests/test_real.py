@@ -121,3 +121,43 @@ def test_every_need_is_met_for_a_real_mesh(real, cache):
     assert full.ops.evecs.shape == (n, 128) and full.ops.grad_x.shape == (n, n)
     gram = full.ops.evecs.T @ (full.ops.mass[:, None] * full.ops.evecs)
     assert (gram - torch.eye(128)).abs().max() < 1e-3
+
+
+def test_ict_faces_are_registered_faces_in_millimetres(real):
+    from geodl.data.ict_faces import ICTFaces
+
+    paths = real("ict_facekit.tar.xz")
+    data = ICTFaces(paths, vertices=500, train=6, test=4)
+    shapes = [data.load(item) for item in data.items("train")]
+    assert {s.pos.shape for s in shapes} == {(500, 3)}
+    assert 90 < data.spec.unit < 250, "half the height of a face"
+    assert not torch.equal(shapes[0].pos, shapes[1].pos)
+    assert (data.jaw_share >= 0).all() and data.jaw_share.max() == 1
+    closed = ICTFaces(paths, vertices=500, train=40, test=4, identities=1, family="linear")
+    rows = torch.stack([closed.load(i).pos.flatten() for i in closed.items("train")])
+    rank = torch.linalg.matrix_rank(rows - rows[0], rtol=1e-4)
+    assert rank <= 27, "one identity, 25 expressions and the jaw: linear"
+
+
+def test_the_pyramid_of_a_face_is_that_of_the_papers(real):
+    from geodl.data.ict_faces import ICTFaces
+    from geodl.ops.hierarchy import pyramid
+
+    data = ICTFaces(real("ict_facekit.tar.xz"), vertices=5023, train=1, test=1)
+    template = data.spec.template
+    assert template is not None and len(template.pos) == 5023
+    sizes = [len(level.pos) for level in pyramid(template, (4, 4, 4, 4))]
+    assert sizes == [1256, 314, 79, 20]
+
+
+def test_faust_r_pairs_correspond(real):
+    from geodl.data.correspondence import Remeshed
+
+    data = Remeshed(real("faust_r.tar.xz"))
+    assert (len(data.pairs("train")), len(data.pairs("test"))) == (6320, 190)
+    a, b = (data.load(item) for item in data.pairs("test")[0])
+    assert len(a.landmark) == len(b.landmark) == data.spec.landmarks == 5000
+    # Lengths between template points hardly change from person to person.
+    picked = torch.arange(0, 5000, 25)
+    gaps = [(s.pos[s.landmark[picked]] - s.pos[s.landmark[picked + 1]]).norm(dim=1) for s in (a, b)]
+    assert np.corrcoef(*gaps)[0, 1] > 0.5
