@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import icosphere
 
 from geodl.build import build_task, compose
 from geodl.run import config_dir
-from geodl.spec import DataSpec
+from geodl.spec import DataSpec, Template
 
 ROOT = config_dir().parent
 README = (ROOT / "README.md").read_text()
@@ -21,7 +22,7 @@ GEODL = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("geodl ")]
 
 
 def test_how_many_there_are():
-    assert len(COMMANDS) == 10 and len(GEODL) == 8
+    assert len(COMMANDS) == 13 and len(GEODL) == 11
 
 
 @pytest.mark.parametrize("words", GEODL, ids=" ".join)
@@ -29,12 +30,19 @@ def test_every_command_composes(words, tmp_path):
     if "mode=list" in words:
         return
     words = [w for w in words if w != "-m"]
+    pos, face = icosphere(3)
     for w in words:  # of a sweep, every member
         key, _, values = w.partition("=")
         for value in values.split(","):
             others = [o.split(",")[0] for o in words if o != w]
             cfg = compose([*others, f"{key}={value}"])
-            spec = DataSpec(classes=("a", "b"), parts=("c", "d"), label_on="face")
+            spec = DataSpec(
+                classes=("a", "b"),
+                parts=("c", "d"),
+                label_on="face",
+                landmarks=10,
+                template=Template(pos.astype("float32"), face),
+            )
             assert build_task(cfg, spec)
 
 

@@ -15,17 +15,18 @@ from geodl.ops.geometry import Backend
 from geodl.spec import Item
 
 SIZES = {"tiny": (3, 32, 8), "small": (3, 200, 40), "standard": (4, 800, 100)}
-IDENTITY, EXPRESSION = 8, 6  # parameters
+IDENTITY, EXPRESSION = 3, 6  # parameters
 HINGE = np.array([0.0, 0.05, 0.1])  # of the jaw, in head radii
 
 
 class Heads(RegisteredData):
     """The embedded default for faces: smooth deformations of a sphere, made from a seed, offline.
 
-    A head is an ellipsoid with a nose, eye sockets, cheeks, lips and ears; ``IDENTITY`` normal
-    weights change its proportions, expressions raise the brows, puff the cheeks, purse the lips,
-    and the jaw turns about its axis, opening by up to 45 degrees and to the sides. The rotation
-    makes the family non-linear: a PCA needs more components than there are parameters. Coordinates
+    A head is an ellipsoid with a nose, eye sockets, cheeks, lips and ears; three normal weights
+    change its proportions, one of six expressions is on it, more or less (brows, cheeks, lips,
+    smile, sneer, squint), and the jaw turns about its axis, opening by up to 70 degrees and to the
+    sides. Choosing and turning are not linear: a PCA needs many more components than there are
+    parameters (six). Coordinates
     are in millimetres; heads are about 230 mm high.
 
     Args:
@@ -67,9 +68,9 @@ class Heads(RegisteredData):
     def vertices_of(self, item: Item) -> NDArray[np.float64]:
         kept = self.selected[0]
         rng = np.random.default_rng([self.sample_seed, item_seed(item.name)])
-        turn = np.radians(rng.uniform([0.0, -20.0, 0.0], [45.0, 20.0, 0.0]))
-        identity, expression = rng.standard_normal(IDENTITY), rng.random(EXPRESSION)
-        expression *= rng.random(EXPRESSION) < 0.5
+        turn = np.radians(rng.uniform([0.0, -35.0, 0.0], [70.0, 35.0, 0.0]))
+        identity, expression = rng.standard_normal(IDENTITY), np.zeros(EXPRESSION)
+        expression[rng.integers(EXPRESSION)] = 2.0 * rng.random()
         return head(self._directions[kept], identity, expression, turn)
 
 
@@ -86,7 +87,9 @@ def head(
     turn: NDArray[np.float64],
 ) -> NDArray[np.float64]:
     """Vertices (v 3) in millimetres for directions d (v 3): x to the left ear, y up, z forward."""
-    width, height, depth, nose, jaw, brow, cheek, ear = 0.08 * identity
+    width, height, depth = 0.07 * identity
+    nose, jaw, brow = 0.06 * identity[[1, 2, 0]]
+    cheek, ear = -0.04 * identity[:2]
     brows, puff, purse, smile, sneer, squint = expression
 
     def both(x: float, y: float, z: float, w: float) -> NDArray[np.float64]:
