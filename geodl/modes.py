@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from geodl import record
+from geodl.augment import Augmentation
 from geodl.build import (
     ALLOWED,
     Parts,
@@ -43,11 +44,13 @@ from geodl.data.base import (
     sampled,
 )
 from geodl.data.files import CLOUD_SUFFIXES, MESH_SUFFIXES, atomic, read_mesh, write_ply
+from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.history import History, Saver
 from geodl.metrics import to_surface
 from geodl.ops.cache import Cache
 from geodl.ops.remesh import nearest
+from geodl.perturb import Perturbation
 from geodl.shape import Shape, ShapeBatch
 from geodl.spec import DataSpec, Points
 from geodl.tasks.base import Evaluation, Task
@@ -165,16 +168,30 @@ def _train(cfg: DictConfig, folder: Path) -> None:
 def _configure(parts: Parts) -> None:
     cfg, encoder = parts.cfg, parts.task.encoder
     augment = build_many("augment", cfg.augment, (*ALLOWED, *(cfg.allow or [])))
-    losing = [type(a).__name__ for a in augment if "connectivity" not in a.keeps]
-    if encoder.registered and losing:
-        raise UserError(
-            f"encoder {type(encoder).__name__} works on the template's own mesh, which "
-            f"augmentation {', '.join(losing)} takes away: choose encoder=pointnet or diffusionnet."
-        )
+    _check_registered(encoder, [("augmentation", a) for a in augment])
+    tests = [(f"test={name}", p) for name in cfg.test for p in _perturbations(cfg, name)]
+    _check_registered(encoder, tests)
     copies = int(cfg.augment.get("copies", 0) or 0)
     parts.data.configure(
         parts.task.needs, augment, copies, cfg.batch_size, cfg.workers, cfg.seed, parts.task.paired
     )
+
+
+def _perturbations(cfg: DictConfig, name: str) -> list[Perturbation]:
+    allow = (*ALLOWED, *(cfg.allow or []))
+    chosen = cfg.test[name].get("perturb") or []
+    return [make("test", p, f"test.{name}", allow)() for p in chosen]
+
+
+def _check_registered(encoder: Encoder, changes: Sequence[tuple[str, Augmentation]]) -> None:
+    """Raises UserError, before any work, where an encoder on a template would meet other meshes."""
+    for where, change in changes:
+        if encoder.registered and "connectivity" not in change.keeps:
+            raise UserError(
+                f"encoder {type(encoder).__name__} works on the template's own mesh, which "
+                f"{type(change).__name__} ({where}) takes away: choose encoder=pointnet or "
+                "diffusionnet."
+            )
 
 
 def _fit(parts: Parts, folder: Path, history: History) -> None:
@@ -429,6 +446,8 @@ def _evaluate(
     cfg, task, data = parts.cfg, parts.task, parts.data
     if not todo:
         return {}
+    tests = [(f"test={name}", p) for name in todo for p in _perturbations(cfg, name)]
+    _check_registered(task.encoder, tests)
     data.configure(
         task.needs,
         batch_size=cfg.batch_size,
@@ -442,12 +461,11 @@ def _evaluate(
     for name in ("eval", "figures"):
         (folder / name).mkdir(exist_ok=True)
     task.to(_device(cfg))
-    allow = (*ALLOWED, *(cfg.allow or []))
     entries: dict[str, dict[str, Any]] = {}
     kept: dict[str, Evaluation] = {}
     for name in todo:
         options = cfg.test[name]
-        perturb = [make("test", p, f"test.{name}", allow)() for p in (options.get("perturb") or [])]
+        perturb = _perturbations(cfg, name)
         count = len((data.pairs if task.paired else data.items)(options.split))
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
         loader = data.batches(options.split, perturb)

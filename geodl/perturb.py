@@ -41,6 +41,8 @@ class Perturbation(Augmentation):
 class Rotate(Perturbation):
     """A uniform random rotation."""
 
+    keeps = frozenset({"operators", "connectivity", "registration"})
+
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         return rotate(shape, random_rotation(rng))
 
@@ -51,6 +53,8 @@ class Noise(Perturbation):
     Args:
         sigma: standard deviation, in the model's coordinates (shapes are about one in radius).
     """
+
+    keeps = frozenset({"connectivity", "registration"})
 
     def __init__(self, sigma: float = 0.01, seed: int = 0) -> None:
         super().__init__(seed)

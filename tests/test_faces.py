@@ -552,6 +552,9 @@ def test_registered_encoders_refuse_unregistered_training():
 
     with pytest.raises(UserError, match="SpiralNet works on the template's own mesh.*Unregister"):
         _configure(tiny("augment=unregister"))
+    with pytest.raises(UserError, match=r"Remesh \(test=remeshed\) takes away"):
+        _configure(tiny("test=remeshed"))
+    _configure(tiny("test=[noisy,rotated]"))
     with pytest.raises(UserError, match="task=classification has no decoder"):
         build(compose(["decoder=mlp", "data.size=tiny"]))
 
