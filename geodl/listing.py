@@ -6,6 +6,7 @@ from pathlib import Path
 
 GROUPS = (
     "encoder",
+    "decoder",
     "features",
     "task",
     "data",
