@@ -446,8 +446,9 @@ def _evaluate(
     cfg, task, data = parts.cfg, parts.task, parts.data
     if not todo:
         return {}
-    tests = [(f"test={name}", p) for name in todo for p in _perturbations(cfg, name)]
-    _check_registered(task.encoder, tests)
+    perturbs = {name: _perturbations(cfg, name) for name in todo}
+    changes = [(f"test={name}", p) for name, chosen in perturbs.items() for p in chosen]
+    _check_registered(task.encoder, changes)
     data.configure(
         task.needs,
         batch_size=cfg.batch_size,
@@ -465,10 +466,9 @@ def _evaluate(
     kept: dict[str, Evaluation] = {}
     for name in todo:
         options = cfg.test[name]
-        perturb = _perturbations(cfg, name)
         count = len((data.pairs if task.paired else data.items)(options.split))
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
-        loader = data.batches(options.split, perturb)
+        loader = data.batches(options.split, perturbs[name])
         evaluation = task.evaluate(loader, _context(cfg), shown)
         entries[name] = {
             "scores": evaluation.scores,

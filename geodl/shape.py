@@ -59,6 +59,11 @@ class Operators(Mapping[str, Tensor]):
         """A copy with more entries."""
         return Operators({**self.values_, **values}, {**self.kinds, **kinds})
 
+    def only(self, *names: str) -> Operators:
+        """A copy with those of the named entries that are there."""
+        kept = {k: v for k, v in self.values_.items() if k in names}
+        return Operators(kept, {k: self.kinds[k] for k in kept})
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Operators:
         return Operators({k: function(v) for k, v in self.values_.items()}, self.kinds)
 

@@ -36,7 +36,7 @@ from geodl.ops.geometry import (
 )
 from geodl.ops.remesh import nearest, simplify
 from geodl.perturb import Perturbation
-from geodl.shape import Operators, PairBatch, Shape, ShapeBatch
+from geodl.shape import PairBatch, Shape, ShapeBatch
 from geodl.spec import DataSpec, Item, Kind, Needs, Normals, Points
 
 log = logging.getLogger(__name__)
@@ -203,10 +203,7 @@ def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) 
         category=shape.category,
         landmark=landmark,
         name=shape.name,
-        ops=Operators(
-            {k: v for k, v in shape.ops.items() if k == "target"},
-            {k: v for k, v in shape.ops.kinds.items() if k == "target"},
-        ),
+        ops=shape.ops.only("target"),
     )
 
 
@@ -281,11 +278,7 @@ def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None
         points = np.einsum("nc,ncd->nd", weights, vertices[face[chosen]])
         pos = torch.from_numpy(points).float()
         normal = torch.from_numpy(unit(vectors[chosen])).float()
-    kept = (*LABEL_OPS, *SURFACE_OPS)
-    ops = Operators(
-        {k: v for k, v in shape.ops.items() if k in kept},
-        {k: v for k, v in shape.ops.kinds.items() if k in kept},
-    )
+    ops = shape.ops.only(*LABEL_OPS, *SURFACE_OPS)
     if shape.label is not None:
         carry = torch.from_numpy(nearest(pos.numpy(), elements(shape, label_on)))
         ops = ops.added({"carry": carry}, {"carry": "index"})
@@ -670,12 +663,11 @@ class ShapeDataset(Dataset[Shape]):
             words,
         )
         arrays = self.data.cache.get("perturbed", key, make)
-        kept = {k: v for k, v in shape.ops.items() if k == "target"}
         return Shape(
             **{n: torch.from_numpy(x) for n, x in arrays.items()},
             category=shape.category,
             name=shape.name,
-            ops=Operators(kept, dict.fromkeys(kept, "row")),
+            ops=shape.ops.only("target"),
         )
 
     def with_operators(self, shape: Shape, item: Item, copy: int) -> Shape:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from geodl.data.base import item_seed
 from geodl.data.fetch import Paths
-from geodl.data.registered import Mesh, RegisteredData
+from geodl.data.registered import Mesh, RegisteredData, turned
 from geodl.errors import UserError
 from geodl.ops.geometry import Backend
 from geodl.spec import Item
@@ -117,9 +117,4 @@ def head(
     )
     # The lower front of the head turns about the jaw's axis, with a smooth edge below the mouth.
     low = 1 / (1 + np.exp(18 * (d[:, 1] + 0.42))) * 1 / (1 + np.exp(-8 * (d[:, 2] - 0.1)))
-    angle = float(np.linalg.norm(turn))
-    axis = turn / max(angle, 1e-12)
-    arm, angles = pos - HINGE, (low * angle)[:, None]
-    along = (arm @ axis)[:, None] * axis
-    turned = HINGE + along + (arm - along) * np.cos(angles) + np.cross(axis, arm) * np.sin(angles)
-    return 100.0 * turned
+    return 100.0 * turned(pos, low, turn, HINGE)

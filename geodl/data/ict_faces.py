@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from geodl.data.base import item_seed
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.morphable import ict_modes, read_vertices
-from geodl.data.registered import Mesh, RegisteredData
+from geodl.data.registered import Mesh, RegisteredData, turned
 from geodl.errors import UserError
 from geodl.ops.cache import Arrays, digest
 from geodl.ops.geometry import Backend
@@ -27,7 +27,7 @@ WORDS = (
 )
 # Vertices and quads of the regions, from ICT-FaceKit's documentation.
 REGIONS = {"narrow": (6706, 6560), "face": (9409, 9230), "head": (26719, None)}
-HINGE = (0.0, 1.0, 2.5)  # cm; the jaw's axis, just before the ears
+HINGE = np.array([0.0, 1.0, 2.5])  # cm; the jaw's axis, just before the ears
 # Expressions that the family leaves to the jaw's rotation, or that move the eyes alone.
 LEFT_OUT = ("jaw", "mouthClose", "eyeLook", "PupilDilate")
 
@@ -143,7 +143,7 @@ class ICTFaces(RegisteredData):
         for chosen in rng.choice(len(expression), 2, replace=False):
             pos = pos + rng.uniform() * expression[chosen]
         turn = rng.uniform([0.0, -20.0, -15.0], [self.opening, 20.0, 15.0])
-        return turned(pos, self.jaw_share, np.radians(turn))
+        return turned(pos, self.jaw_share, np.radians(turn), HINGE)
 
     @cached_property
     def jaw_share(self) -> NDArray[np.float64]:
@@ -154,17 +154,3 @@ class ICTFaces(RegisteredData):
         share = moved / np.maximum(arm, 1e-9)
         # The chin moves as one: the vertices that move most define a full share.
         return (share / np.median(share[moved > 0.8 * moved.max()])).clip(0.0, 1.0)
-
-
-def turned(
-    pos: NDArray[np.float64], share: NDArray[np.float64], turn: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Every vertex turned about the hinge by its share of the rotation vector ``turn`` (radians
-    about x, y, z)."""
-    angle = float(np.linalg.norm(turn))
-    axis = turn / max(angle, 1e-12)
-    angles = (share * angle)[:, None]
-    arm = pos - HINGE
-    across = np.cross(axis, arm)
-    along = (arm @ axis)[:, None] * axis
-    return HINGE + along + (arm - along) * np.cos(angles) + across * np.sin(angles)

@@ -91,6 +91,23 @@ class RegisteredData(ShapeData):
         return Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(self.selected[1]))
 
 
+def turned(
+    pos: NDArray[np.float64],
+    share: NDArray[np.float64],
+    turn: NDArray[np.float64],
+    hinge: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Every vertex turned about the hinge (3) by its share (v) of the rotation vector ``turn``
+    (radians about x, y, z): the jaws of the generated families."""
+    angle = float(np.linalg.norm(turn))
+    axis = turn / max(angle, 1e-12)
+    angles = (share * angle)[:, None]
+    arm = pos - hinge
+    across = np.cross(axis, arm)
+    along = (arm @ axis)[:, None] * axis
+    return hinge + along + (arm - along) * np.cos(angles) + across * np.sin(angles)
+
+
 def same_topology(file: Path, pos: NDArray[Any], face: NDArray[Any], template: Mesh) -> None:
     """Raises UserError when a file's mesh is not the template's."""
     if (len(pos), len(face)) != (len(template[0]), len(template[1])):

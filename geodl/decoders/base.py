@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from geodl.encoders.template import template_of
+from geodl.encoders.spiralnet import glorot
+from geodl.encoders.template import Unpool, check_sizes, template_of
+from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec
 
 
@@ -34,3 +38,39 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         raise NotImplementedError
+
+
+class PyramidDecoder(Decoder):
+    """A linear layer, then unpooling, a convolution and ELU per level; a last convolution to three
+    channels. A subclass adds ``convs``, from coarse to fine, and ``last``.
+
+    Args:
+        channels, factors: one entry per level, from fine to coarse.
+        others: more options with one entry per level, checked to be as many.
+    """
+
+    convs: nn.ModuleList
+    last: nn.Module
+
+    def __init__(
+        self,
+        latent: int,
+        spec: DataSpec,
+        channels: Sequence[int],
+        factors: Sequence[int],
+        **others: list[int],
+    ) -> None:
+        super().__init__(latent, spec)
+        check_sizes("decoder", channels=list(channels), factors=list(factors), **others)
+        levels = pyramid(self.template, tuple(factors))
+        self.coarsest = len(levels[-1].pos)
+        self.first = nn.Linear(latent, self.coarsest * channels[-1])
+        glorot(self.first)
+        self.unpools = nn.ModuleList(Unpool(level) for level in reversed(levels))
+        self.widths = [channels[-1], *reversed(channels)]
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.first(z).view(len(z), self.coarsest, -1)
+        for unpool, conv in zip(self.unpools, self.convs, strict=True):
+            x = F.elu(conv(unpool(x)))
+        return self.last(x)

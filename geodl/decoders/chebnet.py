@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from geodl.decoders.base import Decoder
+from geodl.decoders.base import PyramidDecoder
 from geodl.encoders.chebnet import ChebConv, laplacians_of
-from geodl.encoders.spiralnet import glorot
-from geodl.encoders.template import Unpool, check_sizes
-from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec
 
 
-class Cheb(Decoder):
+class Cheb(PyramidDecoder):
     """A linear layer, then unpooling, Chebyshev convolution and ELU per level; a last Chebyshev
     convolution to three channels.
 
@@ -29,22 +25,10 @@ class Cheb(Decoder):
         factors: list[int] | tuple[int, ...] = (4, 4, 4, 4),
         order: int = 6,
     ) -> None:
-        super().__init__(latent, spec)
-        check_sizes("decoder", channels=list(channels), factors=list(factors))
+        super().__init__(latent, spec, channels, factors)
         laps = laplacians_of(self.template, list(factors))
-        levels = pyramid(self.template, tuple(factors))
-        self.coarsest = len(levels[-1].pos)
-        self.first = nn.Linear(latent, self.coarsest * channels[-1])
-        glorot(self.first)
-        self.unpools = nn.ModuleList(Unpool(level) for level in reversed(levels))
-        widths = [channels[-1], *reversed(channels)]
+        w = self.widths
         self.convs = nn.ModuleList(
-            ChebConv(widths[i], widths[i + 1], order, lap) for i, lap in enumerate(reversed(laps))
+            ChebConv(w[i], w[i + 1], order, lap) for i, lap in enumerate(reversed(laps))
         )
         self.last = ChebConv(channels[0], 3, order, laps[0])
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.first(z).view(len(z), self.coarsest, -1)
-        for unpool, conv in zip(self.unpools, self.convs, strict=True):
-            x = F.elu(conv(unpool(x)))
-        return self.last(x)

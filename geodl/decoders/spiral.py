@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from geodl.decoders.base import Decoder
-from geodl.encoders.spiralnet import SpiralConv, glorot, spirals_of
-from geodl.encoders.template import Unpool, check_sizes
-from geodl.ops.hierarchy import pyramid
+from geodl.decoders.base import PyramidDecoder
+from geodl.encoders.spiralnet import SpiralConv, spirals_of
 from geodl.spec import DataSpec
 
 
-class Spiral(Decoder):
+class Spiral(PyramidDecoder):
     """A linear layer, then unpooling, spiral convolution and ELU per level; a last spiral
     convolution to three channels.
 
@@ -29,24 +26,11 @@ class Spiral(Decoder):
         length: list[int] | tuple[int, ...] = (9, 9, 9, 9),
         dilation: list[int] | tuple[int, ...] = (1, 1, 1, 1),
     ) -> None:
-        super().__init__(latent, spec)
-        lists = [list(x) for x in (channels, factors, length, dilation)]
-        names = ("channels", "factors", "length", "dilation")
-        check_sizes("decoder", **dict(zip(names, lists, strict=True)))
-        indices = spirals_of(self.template, *lists[1:])
-        levels = pyramid(self.template, tuple(lists[1]))
-        self.coarsest = len(levels[-1].pos)
-        self.first = nn.Linear(latent, self.coarsest * channels[-1])
-        glorot(self.first)
-        self.unpools = nn.ModuleList(Unpool(level) for level in reversed(levels))
-        widths = [channels[-1], *reversed(channels)]
+        more = {"length": list(length), "dilation": list(dilation)}
+        super().__init__(latent, spec, channels, factors, **more)
+        indices = spirals_of(self.template, list(factors), *more.values())
+        w = self.widths
         self.convs = nn.ModuleList(
-            SpiralConv(widths[i], widths[i + 1], index) for i, index in enumerate(reversed(indices))
+            SpiralConv(w[i], w[i + 1], index) for i, index in enumerate(reversed(indices))
         )
         self.last = SpiralConv(channels[0], 3, indices[0])
-
-    def forward(self, z: Tensor) -> Tensor:
-        x = self.first(z).view(len(z), self.coarsest, -1)
-        for unpool, conv in zip(self.unpools, self.convs, strict=True):
-            x = F.elu(conv(unpool(x)))
-        return self.last(x)

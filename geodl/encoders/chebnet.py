@@ -6,13 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from geodl.encoders.base import Encoding
-from geodl.encoders.template import Pool, TemplateEncoder, check_sizes, meshes_of
+from geodl.encoders.template import PyramidEncoder, check_sizes, meshes_of
 from geodl.ops.geometry import unique_edges
-from geodl.ops.hierarchy import pyramid
-from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Out, Template
 
 
@@ -62,7 +58,7 @@ def laplacians_of(template: Template, factors: list[int]) -> list[Tensor]:
     return [scaled_laplacian(face, len(pos)) for pos, face in meshes]
 
 
-class ChebNet(TemplateEncoder):
+class ChebNet(PyramidEncoder):
     """Chebyshev convolution, ELU and pooling per level; all vertices of the last level as one
     vector.
 
@@ -90,16 +86,6 @@ class ChebNet(TemplateEncoder):
         super().__init__(in_channels, spec, out)
         check_sizes("encoder", channels=list(channels), factors=list(factors))
         widths = [in_channels, *channels]
-        self.convs = nn.ModuleList(
-            ChebConv(widths[i], widths[i + 1], order, lap)
-            for i, lap in enumerate(laplacians_of(self.template, list(factors)))
-        )
-        levels = pyramid(self.template, tuple(factors))
-        self.pools = nn.ModuleList(Pool(level) for level in levels)
-        self.channels = len(levels[-1].pos) * widths[-1]
-
-    def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
-        y = self.rows(x, batch)
-        for conv, pool in zip(self.convs, self.pools, strict=True):
-            y = pool(F.elu(conv(y)))
-        return Encoding(whole=y.flatten(1))
+        laps = laplacians_of(self.template, list(factors))
+        convs = (ChebConv(widths[i], widths[i + 1], order, x) for i, x in enumerate(laps))
+        self.stack(convs, factors, widths[-1])

@@ -6,11 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geodl.encoders.base import Encoding
-from geodl.encoders.template import Pool, TemplateEncoder, batched, check_sizes, meshes_of
-from geodl.ops.hierarchy import pyramid
+from geodl.encoders.template import PyramidEncoder, batched, check_sizes, meshes_of
 from geodl.ops.spirals import spirals
-from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Out, Template
 
 
@@ -69,7 +66,7 @@ def spirals_of(
     ]
 
 
-class SpiralNet(TemplateEncoder):
+class SpiralNet(PyramidEncoder):
     """Spiral convolution, ELU and pooling per level; all vertices of the last level as one vector.
 
     Paper: Gong, Chen, Bronstein, Zafeiriou: SpiralNet++, ICCVW 2019.
@@ -102,15 +99,5 @@ class SpiralNet(TemplateEncoder):
         check_sizes("encoder", **dict(zip(names, lists, strict=True)))
         indices = spirals_of(self.template, *lists[1:])
         widths = [in_channels, *channels]
-        self.convs = nn.ModuleList(
-            SpiralConv(widths[i], widths[i + 1], index) for i, index in enumerate(indices)
-        )
-        levels = pyramid(self.template, tuple(lists[1]))
-        self.pools = nn.ModuleList(Pool(level) for level in levels)
-        self.channels = len(levels[-1].pos) * widths[-1]
-
-    def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
-        y = self.rows(x, batch)
-        for conv, pool in zip(self.convs, self.pools, strict=True):
-            y = pool(F.elu(conv(y)))
-        return Encoding(whole=y.flatten(1))
+        convs = (SpiralConv(widths[i], widths[i + 1], x) for i, x in enumerate(indices))
+        self.stack(convs, factors, widths[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geodl.encoders.base import Encoder
+from geodl.encoders.base import Encoder, Encoding
 from geodl.errors import UserError
 from geodl.ops.hierarchy import pyramid
 from geodl.shape import ShapeBatch
@@ -73,6 +74,23 @@ class TemplateEncoder(Encoder):
         )
 
     advice = "take encoder=pointnet or diffusionnet for shapes that are not registered."
+
+
+class PyramidEncoder(TemplateEncoder):
+    """Convolution, ELU and pooling per level; all vertices of the last level as one vector."""
+
+    def stack(self, convs: Iterable[nn.Module], factors: Sequence[int], width: int) -> None:
+        """Set the convolutions, one per level, the last of which gives ``width`` channels."""
+        self.convs = nn.ModuleList(convs)
+        levels = pyramid(self.template, tuple(factors))
+        self.pools = nn.ModuleList(Pool(level) for level in levels)
+        self.channels = len(levels[-1].pos) * width
+
+    def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
+        y = self.rows(x, batch)
+        for conv, pool in zip(self.convs, self.pools, strict=True):
+            y = pool(F.elu(conv(y)))
+        return Encoding(whole=y.flatten(1))
 
 
 class Pool(nn.Module):
