@@ -335,8 +335,8 @@ class ShapeBatch:
     def max(self, x: Float[Tensor, "n c"]) -> Float[Tensor, "b c"]:
         """Largest value per channel over each shape."""
         if self.equal_sizes:
-            return self.dense(x).amax(1)
-        return torch.stack([p.amax(0) for p in x.split(self.sizes)])
+            return self.dense(x).max(1).values
+        return torch.stack([p.max(0).values for p in x.split(self.sizes)])
 
     def spread(self, whole: Float[Tensor, "b c"]) -> Float[Tensor, "n c"]:
         """One row per shape -> one row per vertex."""
