@@ -75,11 +75,15 @@ def test_creatures_do_not_depend_on_the_cache(paths, place):
 
 def test_landmarks_mean_the_same_on_every_individual(paths):
     data = Creatures(paths, size="tiny")
-    counts = {}
+    counts, agree = {}, {}
     for item in data.items("train"):
         shape = data.load(item)
         counts.setdefault(item.category, set()).add(len(shape.landmark))
-    assert all(len(c) == 1 for c in counts.values())
+        on_limb = shape.label[shape.landmark]  # the part that every landmark lies on
+        agree.setdefault(item.category, []).append(on_limb)
+    assert all(len(c) == 1 for c in counts.values()) and min(min(c) for c in counts.values()) > 50
+    for labels in agree.values():
+        assert (labels[0] == labels[1]).float().mean() > 0.85
 
 
 # ---- miniature trees ----

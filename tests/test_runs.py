@@ -73,7 +73,7 @@ def test_a_run_leaves_everything_and_is_skipped_the_second_time(here, capsys):
         assert (folder / name).stat().st_size > 50, name
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "done" and result["epochs"] == 2 and result["parameters"] > 1000
-    assert result["protocol"] == "creatures-tiny-v2-seed0" and len(result["split_checksum"]) == 16
+    assert result["protocol"] == "creatures-tiny-v3-seed0" and len(result["split_checksum"]) == 16
     assert set(result["eval"]) == {"clean", "remeshed_rotated"}
     assert result["eval"]["clean"]["shapes"] == 8 and result["peak_memory_mb"] > 50
     assert str(here) not in json.dumps(result), "results carry no path of the machine"

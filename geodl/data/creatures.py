@@ -15,12 +15,12 @@ from geodl.data.fetch import Paths
 from geodl.errors import UserError
 from geodl.ops.cache import Arrays, digest
 from geodl.ops.check import repair
-from geodl.ops.remesh import simplify
+from geodl.ops.remesh import nearest, simplify
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
 log = logging.getLogger(__name__)
-VERSION = 2  # part of the protocol: raise it when the generator draws other shapes
+VERSION = 3  # part of the protocol: raise it when the generator draws other shapes
 
 PARTS = ("body", "head", "leg", "arm", "wing", "tail", "fin", "feeler")
 
@@ -208,24 +208,25 @@ def _chain(
 
 @dataclass
 class Skeleton:
-    """Capsules: a (n 3), b (n 3), radii (n 2), part (n); landmarks: joints (t 3)."""
+    """Capsules: a (n 3), b (n 3), radii (n 2), part (n), and a direction across each (n 3) that
+    bends with the chain but does not twist."""
 
     a: NDArray[np.float64]
     b: NDArray[np.float64]
     radius: NDArray[np.float64]
     part: NDArray[np.int64]
-    landmark: NDArray[np.float64]
+    across: NDArray[np.float64]
 
 
 def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
-    """A random individual in a random pose. The joints come in a fixed order per species."""
+    """A random individual in a random pose. The capsules come in a fixed order per species."""
     bones, (rear, front), bend = species.spine
     x, y = np.eye(3)[:2]
     forward, up = (y, x) if species.upright else (x, y)
     left = np.cross(up, forward)
     size = species.length * rng.uniform(0.85, 1.15)
     spine = _chain(-0.5 * forward * size, forward, bones, size, bend, 0.0, rng)
-    a, b, radius, part, joints = [], [], [], [], [spine]
+    a, b, radius, part, across = [], [], [], [], [_across(spine, up)]
     fat = rng.uniform(0.85, 1.2)
     for i in range(bones):
         r = [rear + (front - rear) * (i + e) / bones for e in (0, 1)]
@@ -250,7 +251,7 @@ def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
             around = around / np.linalg.norm(around)
             heading = around * np.cos(lean) + along * np.sin(lean)
             chain = _chain(root, heading, limb.bones, length, limb.bend, limb.curl, rng)
-            joints.append(chain[1:])
+            across.append(_across(chain, along * np.cos(lean) - around * np.sin(lean)))
             for k in range(limb.bones):
                 r = [
                     limb.radius[0] + (limb.radius[1] - limb.radius[0]) * (k + e) / limb.bones
@@ -261,8 +262,45 @@ def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
                 radius.append([x * slim for x in r])
                 part.append(PARTS.index(limb.part))
     return Skeleton(
-        np.array(a), np.array(b), np.array(radius), np.array(part), np.concatenate(joints)
+        np.array(a), np.array(b), np.array(radius), np.array(part), np.concatenate(across)
     )
+
+
+def _across(joints: NDArray[Any], first: NDArray[Any]) -> NDArray[np.float64]:
+    """Unit vectors (bones, 3) across the bones of a chain: ``first``, turned from bone to bone by
+    the smallest rotation that takes one into the next."""
+    rows: list[NDArray[Any]] = []
+    for bone in np.diff(joints, axis=0):
+        direction = bone / np.linalg.norm(bone)
+        side = first - direction * (first @ direction)
+        first = side / np.linalg.norm(side)
+        rows.append(first)
+    return np.array(rows)
+
+
+def surface_points(bones: Skeleton) -> NDArray[np.float64]:
+    """Nine points (n 9 3) on every capsule, the same on every individual: two rings of four, and
+    the tip."""
+    axis = bones.b - bones.a
+    direction = axis / np.linalg.norm(axis, axis=1, keepdims=True)
+    third = np.cross(direction, bones.across)
+    rings: list[NDArray[Any]] = []
+    for t in (0.25, 0.75):
+        r = bones.radius[:, :1] + t * (bones.radius[:, 1:] - bones.radius[:, :1])
+        for side in (bones.across, third, -bones.across, -third):
+            rings.append(bones.a + t * axis + r * side)
+    return np.stack([*rings, bones.b + bones.radius[:, 1:] * direction], axis=1)
+
+
+def visible(name: str) -> NDArray[np.bool_]:
+    """Which of the surface points (n 9) of a species lie outside its other capsules, on one
+    individual that stands for all."""
+    bones = skeleton(SPECIES[name], np.random.default_rng(0))
+    points = surface_points(bones)
+    gap = distances(points.reshape(-1, 3), bones).reshape(*points.shape[:2], -1)
+    own = np.arange(len(bones.a))
+    gap[own, :, own] = np.inf
+    return gap.min(2) > 0
 
 
 def distances(points: NDArray[Any], bones: Skeleton) -> NDArray[np.float64]:
@@ -280,7 +318,8 @@ def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cel
 
     The surface is the zero level of a smooth union of the capsules on a grid that is placed at
     random, simplified to a random number of vertices: no two triangulations agree. A vertex has the
-    part of the nearest capsule; landmark t is the vertex nearest to joint t.
+    part of the nearest capsule; landmark t is the vertex nearest to the t-th visible point on the
+    capsules.
     """
     from skimage.measure import marching_cubes
 
@@ -312,19 +351,19 @@ def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cel
     pos, face = simplify(pos, face.astype(np.int64), int(rng.integers(*vertices)))
     mesh = repair(pos, face)
     gap = distances(mesh.pos, bones)
-    nearest = np.linalg.norm(mesh.pos[:, None] - bones.landmark, axis=2).argmin(0)
+    landmark = nearest(mesh.pos, surface_points(bones)[visible(name)])
     return {
         "pos": mesh.pos.astype(np.float32),
         "face": mesh.face.astype(np.int32),
         "label": bones.part[gap.argmin(1)].astype(np.int32),
-        "landmark": nearest.astype(np.int32),
+        "landmark": landmark.astype(np.int32),
     }
 
 
 class Creatures(ShapeData):
     """Articulated animals of 12 species (8 in the smaller sizes) in random poses.
 
-    Classes for classification, 8 parts on vertices for segmentation, joints as landmarks for
+    Classes for classification, 8 parts on vertices for segmentation, points on the limbs as landmarks for
     matching. Everything follows from ``generator_seed``; shapes are generated on first use and kept
     in the geometry cache. Paper: none; differs: nothing to differ from.
 
