@@ -23,7 +23,7 @@ from geodl.errors import UserError
 from geodl.features import HKS, XYZ
 from geodl.run import config_dir
 from geodl.shape import ShapeBatch
-from geodl.spec import DataSpec, Points, Template
+from geodl.spec import DataSpec, Points, Spectrum, Template
 
 ENCODERS = sorted(p.stem for p in (config_dir() / "encoder").glob("*.yaml"))
 SPEC = DataSpec(classes=tuple("abcdefgh"), parts=tuple("wxyz"), label_on="vertex")
@@ -350,3 +350,28 @@ def test_decoders_start_from_any_code(spec):
         Linear(5, spec),
     ):
         assert decoder(torch.randn(3, 5)).shape == (3, len(spec.template.pos), 3)
+
+
+def test_diffusion_can_be_taken_away_or_its_time_fixed(shapes):
+    def net(**options):
+        torch.manual_seed(0)
+        return DiffusionNet(3, SPEC, "vertex", width=16, blocks=2, dropout=0.0, **options)
+
+    batch = ShapeBatch.pack(shapes[:2])
+    alone = net(diffusion="none", gradient=False)
+    assert not alone.needs.find(Spectrum)
+    moved = batch.pos.clone()
+    moved[5:] = 0  # without diffusion and gradients no vertex knows of another
+    a, b = (alone(x, batch).at("vertex") for x in (batch.pos, moved))
+    torch.testing.assert_close(a[:5], b[:5])
+    assert not torch.allclose(
+        net()(batch.pos, batch).at("vertex")[:5], net()(moved, batch).vertex[:5]
+    )
+    learned, fixed = net(), net(time=0.1)
+    count = [sum(p.numel() for p in n.parameters()) for n in (learned, fixed)]
+    assert count[0] - count[1] == 2 * 16
+    for block in learned.blocks:
+        block.time.data.fill_(0.1)
+    torch.testing.assert_close(learned(moved, batch).vertex, fixed(moved, batch).vertex)
+    with pytest.raises(UserError, match="encoder.time=0.1 must be positive, with a diffusion"):
+        net(time=0.1, diffusion="none")

@@ -363,9 +363,9 @@ def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cel
 class Creatures(ShapeData):
     """Articulated animals of 12 species (8 in the smaller sizes) in random poses.
 
-    Classes for classification, 8 parts on vertices for segmentation, points on the limbs as landmarks for
-    matching. Everything follows from ``generator_seed``; shapes are generated on first use and kept
-    in the geometry cache. Paper: none; differs: nothing to differ from.
+    Classes for classification, 8 parts on vertices for segmentation, points on the limbs as
+    landmarks for matching. Everything follows from ``generator_seed``; shapes are generated on
+    first use and kept in the geometry cache. Paper: none; differs: nothing to differ from.
 
     Args:
         size: "tiny" (tests), "small" (the demo) or "standard" (456 shapes).

@@ -142,12 +142,23 @@ class Block(nn.Module):
     """Diffusion, gradient features, per-vertex MLP, skip connection."""
 
     def __init__(
-        self, width: int, dropout: float, diffusion: str, gradient: bool, rotation: bool, k: int
+        self,
+        width: int,
+        dropout: float,
+        diffusion: str,
+        time: float | None,
+        gradient: bool,
+        rotation: bool,
+        k: int,
     ) -> None:
         super().__init__()
         self.diffusion = diffusion
         self.k = k
-        self.time = nn.Parameter(torch.zeros(width))
+        if time is None:
+            self.time = nn.Parameter(torch.zeros(width))
+        else:
+            self.register_buffer("time", torch.full((width,), time))
+        self.time: Tensor
         self.real = nn.Linear(width, width, bias=False) if gradient else None
         self.imaginary = nn.Linear(width, width, bias=False) if gradient and rotation else None
         inner = 3 * width if gradient else 2 * width
@@ -164,7 +175,9 @@ class Block(nn.Module):
         # Times below 1e-8 are set to it, not only read so: the optimiser must not walk away.
         with torch.no_grad():
             self.time.clamp_(min=1e-8)
-        if self.diffusion == "spectral":
+        if self.diffusion == "none":
+            diffused = x
+        elif self.diffusion == "spectral":
             diffused = _spectral(x, self.time, self.k, batch)
         else:
             diffused = _implicit(x, self.time, batch)
@@ -196,8 +209,10 @@ class DiffusionNet(Encoder):
         blocks: number of blocks.
         k_eig: eigenpairs for the spectral diffusion.
         dropout: probability inside the MLPs (the authors: 0.5 for segmentation, 0 for SHREC11).
-        diffusion: "spectral" (truncated eigenbasis) or "implicit" (one backward Euler step, dense
-            solve per channel: small meshes only; needs no eigenpairs).
+        diffusion: "spectral" (truncated eigenbasis), "implicit" (one backward Euler step, dense
+            solve per channel: small meshes only; needs no eigenpairs), or "none" (the ablation).
+        time: the same diffusion time for all channels instead of learned ones (the ablation), in
+            squared units of the shape.
         gradient: use gradient features.
         rotation: let them rotate the gradients (needs consistently oriented normals).
     """
@@ -213,23 +228,27 @@ class DiffusionNet(Encoder):
         blocks: int = 4,
         k_eig: int = 128,
         dropout: float = 0.5,
-        diffusion: Literal["spectral", "implicit"] = "spectral",
+        diffusion: Literal["spectral", "implicit", "none"] = "spectral",
+        time: float | None = None,
         gradient: bool = True,
         rotation: bool = True,
     ) -> None:
         super().__init__(in_channels, spec, out)
-        if diffusion not in ("spectral", "implicit"):
+        if diffusion not in ("spectral", "implicit", "none"):
             raise UserError(
-                f"encoder.diffusion={diffusion} is not known: choose spectral or implicit."
+                f"encoder.diffusion={diffusion} is not known: choose spectral, implicit or none."
             )
+        if time is not None and (time <= 0 or diffusion == "none"):
+            raise UserError(f"encoder.time={time} must be positive, with a diffusion to fix.")
         self.needs = Needs.of(
-            Spectrum(k_eig) if diffusion == "spectral" else Laplacian(),
+            Spectrum(k_eig) if diffusion == "spectral" else None,
+            Laplacian() if diffusion == "implicit" else None,
             Gradient() if gradient else None,
             Mass(),
         )
         self.first = nn.Linear(in_channels, width)
         self.blocks = nn.ModuleList(
-            Block(width, dropout, diffusion, gradient, rotation, k_eig) for _ in range(blocks)
+            Block(width, dropout, diffusion, time, gradient, rotation, k_eig) for _ in range(blocks)
         )
         self.channels = width
 
