@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from geodl.augment import Augmentation, random_rotation, rotate
 from geodl.errors import UserError
 from geodl.ops.check import repair
-from geodl.ops.remesh import hole, remesh, simplify, subdivide
+from geodl.ops.remesh import hole, loop, remesh, simplify, subdivide
 from geodl.shape import Shape
 from geodl.spec import DataSpec
 
@@ -89,7 +89,8 @@ class Shuffle(Perturbation):
 
 class Retriangulation(Perturbation):
     """Base of changes that give the surface other vertices. Labels and landmarks come from the
-    nearest old element; labels of edges are not carried. Clouds stay as they are."""
+    nearest point on the old surface; labels of edges are not carried, and a benchmark's edge labels
+    beside those of faces are left out. Clouds stay as they are."""
 
     cached = True
 
@@ -104,25 +105,32 @@ class Retriangulation(Perturbation):
         if shape.is_cloud:
             return shape
         mesh = repair(*self.mesh(shape.pos.double().numpy(), shape.face.numpy(), rng))
+        if spec.label_on == "face":
+            shape = shape.replace(ops=shape.ops.only("target"))
         new = carried(shape, mesh.pos.astype(np.float32), mesh.face, spec.label_on)
         return new.replace(pos=new.pos.float())
 
 
 class Remesh(Retriangulation):
-    """Isotropic re-meshing: the same surface, none of the old vertices.
+    """Re-meshing: the same surface, none of the old vertices.
 
     Args:
         ratio: new number of vertices over old.
+        contrast: how many times as dense one end of the shape is as the other; 1: isotropic.
     """
 
-    def __init__(self, ratio: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, ratio: float = 1.0, contrast: float = 1.0, seed: int = 0) -> None:
         super().__init__(seed)
-        self.ratio = ratio
+        if ratio <= 0 or contrast < 1:
+            raise UserError(
+                f"test.remesh: ratio={ratio} must be positive, contrast={contrast} at least 1."
+            )
+        self.ratio, self.contrast = ratio, contrast
 
     def mesh(
         self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
     ) -> Mesh:
-        return remesh(pos, face, max(16, round(len(pos) * self.ratio)), rng)
+        return remesh(pos, face, max(16, round(len(pos) * self.ratio)), rng, self.contrast)
 
 
 class Simplify(Retriangulation):
@@ -153,6 +161,39 @@ class Subdivide(Retriangulation):
         self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
     ) -> Mesh:
         return subdivide(pos, face)
+
+
+class Loop(Retriangulation):
+    """Loop's subdivision: every triangle into four, and the surface a little smoother."""
+
+    cached = False
+
+    def mesh(
+        self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
+    ) -> Mesh:
+        return loop(pos, face)
+
+
+class Cloud(Perturbation):
+    """A point cloud in place of the mesh: samples of its surface, uniform by area. Labels stay
+    those of the mesh's own elements, and the nearest sample answers for each.
+
+    Args:
+        ratio: number of points over the number of vertices.
+    """
+
+    def __init__(self, ratio: float = 1.0, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.ratio = ratio
+
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        from geodl.data.base import sampled
+
+        if shape.is_cloud:
+            return shape
+        if spec.label_on == "face":
+            shape = shape.replace(ops=shape.ops.only("target"))
+        return sampled(shape, max(16, round(len(shape.pos) * self.ratio)), spec.label_on, rng)
 
 
 class Holes(Retriangulation):

@@ -14,7 +14,7 @@ from geodl.ops.cache import Cache, compute
 from geodl.ops.geometry import Geometry, face_areas, unique_edges, vertex_normals
 from geodl.ops.gradient import gradient, tangent_frames
 from geodl.ops.laplacian import laplacian
-from geodl.ops.remesh import remesh, simplify, subdivide
+from geodl.ops.remesh import loop, remesh, simplify, subdivide, surface_nearest
 from geodl.ops.spectrum import spectrum
 from geodl.spec import Gradient, Mass, Spectrum
 
@@ -291,3 +291,44 @@ def test_space_is_counted_and_freed(tmp_path):
     assert {f.split("/")[1]: n for f, (n, _) in cache.size().items()} == {"mass": 1, "gradient": 1}
     assert cache.clean("old") == 0 and cache.clean("mass") > 0
     assert list(cache.size()) == ["v2/gradient"]
+
+
+# ---- other triangulations ----
+
+
+def test_loop_subdivision_smooths_and_keeps_planes_and_borders():
+    pos, face = grid(6)
+    fine, triangles = loop(pos, face)
+    assert len(triangles) == 4 * len(face) and np.abs(fine[:, 2]).max() == 0
+    corners = np.array([[0, 0, 0], [1, 1, 0]], float)  # on the border's curve, pulled inwards
+    assert all(np.linalg.norm(fine - c, axis=1).min() < 0.06 for c in corners)
+    rough = pos + np.random.default_rng(0).standard_normal(pos.shape) * [0, 0, 0.05]
+    assert (
+        np.abs(np.diff(loop(rough, face)[0][: len(pos), 2])).mean()
+        < 0.9 * np.abs(np.diff(rough[:, 2])).mean()
+    )
+    # The limit of an icosahedron: its vertices move to 1 - degree * beta of their radius, and more.
+    ico, ico_face = icosphere(0)
+    beta = (0.625 - (0.375 + 0.25 * np.cos(2 * np.pi / 5)) ** 2) / 5
+    expected = 1 - 5 * beta + 5 * beta / np.sqrt(5)  # neighbours' mean lies at 1 / sqrt(5)
+    moved = np.linalg.norm(loop(ico, ico_face)[0][:12], axis=1)
+    np.testing.assert_allclose(moved, expected, atol=1e-6)
+
+
+def test_uneven_remeshing_is_denser_at_one_end():
+    pos, face = icosphere(3)
+    rng = np.random.default_rng(0)
+    direction = np.random.default_rng(0).standard_normal((1, 3))[0]
+    new, _ = remesh(pos, face, 400, rng, contrast=10.0)
+    along = new @ direction / np.linalg.norm(direction)
+    assert (along > 0).sum() > 2 * (along < 0).sum()
+
+
+def test_the_nearest_point_lies_on_the_surface_and_in_its_face():
+    pos, face = icosphere(2)
+    points = np.random.default_rng(0).standard_normal((50, 3))
+    on, at = surface_nearest(pos, face, points)
+    best = np.linalg.norm(pos - points[:, None], axis=2).min(1)
+    assert (np.linalg.norm(at - points, axis=1) <= best + 1e-9).all()
+    normal = np.cross(pos[face[on, 1]] - pos[face[on, 0]], pos[face[on, 2]] - pos[face[on, 0]])
+    assert np.abs(np.einsum("nc,nc->n", at - pos[face[on, 0]], normal)).max() < 1e-9

@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from geodl import modes, record
 from geodl.build import compose
 from geodl.errors import UserError
-from geodl.run import run
+from geodl.run import config_dir, run
 
 TINY = ["data.size=tiny", "encoder.points=64", "batch_size=5"]
 
@@ -205,6 +205,23 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_training(here, capsys):
     modes.evaluate(composed("epochs=2", "mode=eval", f"weights={here}/w.pth"))
     (other,) = Path("outputs").rglob("eval/clean-weights.json")
     assert json.loads(other.read_text())["scores"] == trained["clean"]["scores"]
+
+
+@pytest.mark.parametrize("words", [["encoder.points=null"], ["encoder=diffusionnet"]], ids=str)
+@pytest.mark.parametrize("task", ["classification", "segmentation"])
+def test_every_named_test_set_is_evaluated(here, task, words):
+    names = sorted(f.stem for f in (config_dir() / "test").glob("*.yaml"))
+    assert len(names) == 15
+    small = ["encoder.width=16", "encoder.dropout=0"] if "diff" in words[0] else []
+    cfg = compose(
+        [*words, *small, f"task={task}", "data.size=tiny", "epochs=1", "figures=false"]
+        + [f"test=[{','.join(names)}]"]
+    )
+    run(cfg)
+    result = record.read_result(record.run_folder(cfg))
+    assert set(result["eval"]) == set(names)
+    for entry in result["eval"].values():
+        assert 0 <= entry["scores"]["acc"] <= 1 and np.isfinite(entry["scores"]["loss"])
 
 
 def test_training_accuracy_is_what_evaluation_measures(here):

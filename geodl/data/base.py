@@ -34,7 +34,7 @@ from geodl.ops.geometry import (
     unit,
     vertex_normals,
 )
-from geodl.ops.remesh import nearest, simplify
+from geodl.ops.remesh import nearest, simplify, surface_nearest
 from geodl.perturb import Perturbation
 from geodl.shape import PairBatch, Shape, ShapeBatch
 from geodl.spec import DataSpec, Item, Kind, Needs, Normals, Points
@@ -181,7 +181,8 @@ class Preprocess:
 
 
 def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) -> Shape:
-    """Another triangulation of the shape, with labels and landmarks from the nearest element."""
+    """Another triangulation of the shape. Labels come from the nearest point on the old surface:
+    that of its face, or of the nearest corner of its face; landmarks go to the nearest vertex."""
     if any(name in shape.ops for name in ("edge", *LABEL_OPS)):
         raise UserError(
             f"shape {shape.name} has labels on edges, which no re-meshing carries over: use the "
@@ -190,10 +191,13 @@ def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) 
     label, landmark = shape.label, shape.landmark
     old = shape.pos.double().numpy()
     if label is not None and label_on in ("vertex", "face"):
-        source, target = old, pos
-        if label_on == "face":
-            source, target = old[shape.face.numpy()].mean(1), pos[face].mean(1)
-        label = label[torch.from_numpy(nearest(source, target))]
+        triangles = shape.face.numpy()
+        on, at = surface_nearest(old, triangles, pos if label_on == "vertex" else pos[face].mean(1))
+        if label_on == "vertex":
+            corners = triangles[on]
+            gap = np.linalg.norm(old[corners] - at[:, None], axis=2)
+            on = corners[np.arange(len(on)), gap.argmin(1)]
+        label = label[torch.from_numpy(on)]
     if landmark is not None:
         landmark = torch.from_numpy(nearest(pos, old[landmark.numpy()]))
     return Shape(
@@ -242,8 +246,11 @@ def attach(shape: Shape, needs: Needs, backend: Backend, cache: Cache) -> Shape:
 
 
 def elements(shape: Shape, label_on: str) -> NDArray[np.float32]:
-    """Positions of the elements that carry labels."""
+    """Positions of the elements that carry labels; of a cloud that stands for a mesh, those of the
+    points that answer for them."""
     pos = shape.pos.numpy()
+    if "carry" in shape.ops:
+        return pos[shape.ops.carry.numpy()]
     if label_on == "face":
         return pos[shape.face.numpy()].mean(1)
     if label_on == "edge":
@@ -715,6 +722,11 @@ class PairDataset(Dataset[tuple[Shape, Shape]]):
         # A shape is in many pairs of an epoch: every pair augments it anew.
         words = (epoch * len(self) + index + 1) if self.shapes.train else epoch
         source, target = (self.shapes[words, self.place[item.name]] for item in (a, b))
+        if source.landmark is None or target.landmark is None:
+            raise UserError(
+                f"{a.name} or {b.name} has no landmarks: maps go between meshes, so test=cloud is "
+                "not for task=matching."
+            )
         return self.shapes.data.correspond(a, b, source, target)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from geodl.ops.geometry import face_areas, unique_edges
+from geodl.ops.geometry import face_areas, unique_edges, unit
 
 
 def simplify(
@@ -53,18 +53,72 @@ def nearest(source: NDArray[np.floating], target: NDArray[np.floating]) -> NDArr
     return np.asarray(KDTree(source).query(target)[1], np.int64)
 
 
-def remesh(
-    pos: NDArray[np.floating], face: NDArray[np.integer], vertices: int, rng: np.random.Generator
+def surface_nearest(
+    pos: NDArray[np.floating], face: NDArray[np.integer], points: NDArray[np.floating]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For every point (m 3) the face (m) of a mesh that it is nearest to, and where (m 3)."""
+    import igl
+
+    arrays = (np.ascontiguousarray(x, np.float64) for x in (points, pos))
+    _, on, at = igl.point_mesh_squared_distance(*arrays, np.ascontiguousarray(face, np.int64))
+    return np.asarray(on, np.int64).reshape(-1), np.asarray(at, np.float64)
+
+
+def loop(
+    pos: NDArray[np.floating], face: NDArray[np.integer]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Isotropic re-meshing with about ``vertices`` new vertices, none of them an old one.
+    """Loop's subdivision (1987): every triangle into four, and the surface smoothed. Boundaries are
+    kept as curves; where an edge has more than two faces, its vertices stay where they are."""
+    pos, face = np.asarray(pos, np.float64), np.asarray(face, np.int64)
+    n = len(pos)
+    edge, face_edge = unique_edges(face)
+    sides = np.bincount(face_edge.reshape(-1), minlength=len(edge))
+    # An edge's new vertex: 3/8 of its ends and 1/8 of the two opposite corners, or the middle.
+    opposite = np.zeros((len(edge), 3))
+    np.add.at(opposite, face_edge.reshape(-1), pos[face[:, [2, 0, 1]]].reshape(-1, 3))
+    inner = (sides == 2)[:, None]
+    ends = pos[edge].sum(1)
+    middle = np.where(inner, 0.375 * ends + 0.125 * opposite, 0.5 * ends)
+    # An old vertex moves towards its neighbours: all of them inside, the two on the boundary there.
+    around, degree = np.zeros((n, 3)), np.zeros(n)
+    rim, rim_degree = np.zeros((n, 3)), np.zeros(n)
+    for a, b in ((0, 1), (1, 0)):
+        np.add.at(around, edge[:, a], pos[edge[:, b]])
+        np.add.at(degree, edge[:, a], 1)
+        open_edge = edge[sides == 1]
+        np.add.at(rim, open_edge[:, a], pos[open_edge[:, b]])
+        np.add.at(rim_degree, open_edge[:, a], 1)
+    cosine = 0.375 + 0.25 * np.cos(2 * np.pi / np.maximum(degree, 1))
+    beta = ((0.625 - cosine**2) / np.maximum(degree, 1))[:, None]
+    moved = (1 - degree[:, None] * beta) * pos + beta * around
+    moved = np.where((rim_degree == 2)[:, None], 0.75 * pos + 0.125 * rim, moved)
+    fixed = np.zeros(n, bool)
+    fixed[edge[sides > 2]] = True
+    fixed |= (rim_degree > 0) & (rim_degree != 2)
+    _, split = subdivide(pos, face)
+    return np.concatenate([np.where(fixed[:, None], pos, moved), middle]), split
+
+
+def remesh(
+    pos: NDArray[np.floating],
+    face: NDArray[np.integer],
+    vertices: int,
+    rng: np.random.Generator,
+    contrast: float = 1.0,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Re-meshing with about ``vertices`` new vertices, none of them an old one: isotropic, or
+    ``contrast`` times as dense at one end of the shape as at the other, in a random direction.
 
     Clusters of a subdivided mesh, and the triangles that join three of them (Valette and Chassery
     2004, with Euclidean k-means). Pass the result on to :func:`geodl.ops.check.repair`.
     """
     pos, face = np.asarray(pos, np.float64), np.asarray(face, np.int64)
-    while len(pos) < 12 * vertices:
+    while len(pos) < 12 * vertices * contrast**0.5:
         pos, face = subdivide(pos, face)
     weight = np.bincount(face.reshape(-1), np.repeat(face_areas(pos, face), 3), len(pos)) + 1e-12
+    if contrast != 1.0:
+        along = pos @ unit(rng.standard_normal((1, 3)))[0]
+        weight *= contrast ** ((along - along.min()) / (np.ptp(along) + 1e-12))
     start = rng.choice(len(pos), vertices, replace=False, p=weight / weight.sum())
     centers = pos[start]
     owner = nearest(centers, pos)
