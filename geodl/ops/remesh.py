@@ -59,8 +59,9 @@ def surface_nearest(
     """For every point (m 3) the face (m) of a mesh that it is nearest to, and where (m 3)."""
     import igl
 
-    arrays = (np.ascontiguousarray(x, np.float64) for x in (points, pos))
-    _, on, at = igl.point_mesh_squared_distance(*arrays, np.ascontiguousarray(face, np.int64))
+    query, vertices = (np.ascontiguousarray(x, np.float64) for x in (points, pos))
+    triangles = np.ascontiguousarray(face, np.int64)
+    _, on, at = igl.point_mesh_squared_distance(query, vertices, triangles)
     return np.asarray(on, np.int64).reshape(-1), np.asarray(at, np.float64)
 
 
