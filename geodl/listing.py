@@ -15,6 +15,8 @@ GROUPS = (
     "optim",
     "schedule",
     "experiment",
+    "table",
+    "sweep",
 )
 
 

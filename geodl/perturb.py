@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from geodl.augment import Augmentation, random_rotation, rotate
 from geodl.errors import UserError
 from geodl.ops.check import repair
-from geodl.ops.remesh import hole, loop, remesh, simplify, subdivide
+from geodl.ops.remesh import hole, loop, remesh, simplify, slide, subdivide
 from geodl.shape import Shape
 from geodl.spec import DataSpec
 
@@ -172,6 +172,34 @@ class Loop(Retriangulation):
         self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
     ) -> Mesh:
         return loop(pos, face)
+
+
+class Slide(Perturbation):
+    """Another parameterisation: every vertex moved along the surface, which keeps its shape and
+    its connectivity. Labels and landmarks stay where they are on the surface.
+
+    Args:
+        amount: length of the largest move, in the model's coordinates.
+    """
+
+    keeps = frozenset({"connectivity"})
+
+    def __init__(self, amount: float = 0.1, seed: int = 0) -> None:
+        super().__init__(seed)
+        if amount <= 0:
+            raise UserError(f"test.slide: amount={amount} must be positive.")
+        self.amount = amount
+
+    def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
+        from geodl.data.base import carried
+
+        if shape.is_cloud:
+            return shape
+        if spec.label_on == "face":
+            shape = shape.replace(ops=shape.ops.only("target"))
+        face = shape.face.numpy()
+        new = carried(shape, slide(shape.pos.numpy(), face, self.amount, rng), face, spec.label_on)
+        return new.replace(pos=new.pos.float())
 
 
 class Cloud(Perturbation):

@@ -42,6 +42,8 @@ NOT_HASHED = [
     "clean",
     "category",
     "allow",
+    "table",
+    "budget",
 ]
 NOT_HASHED_TRAINER = ("accelerator", "devices", "deterministic")
 FORMAT = 1  # of checkpoints and result.json
@@ -141,16 +143,17 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def finished(cfg: DictConfig) -> tuple[Path, dict[str, Any]] | None:
     """Where a finished run with this identity and seed is recorded, and its result.
 
-    The run folder comes first, then the ledger, which other machines may have filled.
+    The run folder, or the ledger, which other machines may have filled, if that has more of the
+    test sets that are asked for.
     """
-    folder = run_folder(cfg)
+    found: list[tuple[Path, dict[str, Any]]] = []
+    folder, entry = run_folder(cfg), ledger_entry(cfg)
     result = read_result(folder)
     if result is not None and result.get("status") == "done":
-        return folder, result
-    entry = ledger_entry(cfg)
+        found.append((folder, result))
     if entry.is_file():
-        return entry, json.loads(entry.read_text())
-    return None
+        found.append((entry, json.loads(entry.read_text())))
+    return min(found, key=lambda f: len(missing_tests(cfg, f[1])), default=None)
 
 
 def ledger_entry(cfg: DictConfig) -> Path:
@@ -158,13 +161,18 @@ def ledger_entry(cfg: DictConfig) -> Path:
 
 
 def to_ledger(folder: Path, ledger: Path) -> Path | None:
-    """Copy a finished run's result, with its evaluations, to the ledger; None if not finished."""
+    """Copy a finished run's result, with its evaluations, to the ledger; None if not finished.
+
+    An entry that has more test sets stays: the numbers of a row come from one training.
+    """
     result = read_result(folder)
     if result is None or result.get("status") != "done":
         return None
     ledger.mkdir(parents=True, exist_ok=True)
     entry = ledger / f"{folder.name}.json"
-    write_json(entry, result)
+    known = json.loads(entry.read_text()) if entry.is_file() else {}
+    if not set(known.get("eval", {})) > set(result["eval"]):
+        write_json(entry, result)
     return entry
 
 

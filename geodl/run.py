@@ -9,23 +9,26 @@ Composing, listing, skipping and refusing happen here, without torch; the work i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import importlib
 import json
 import logging
 import os
+import platform
 import re
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, cast
 
 from geodl import record
 from geodl.errors import UserError
 
-MODES = ("train", "eval", "predict", "prepare", "list")
+MODES = ("train", "eval", "predict", "prepare", "list", "table", "report")
 log = logging.getLogger("geodl")
 
 
@@ -78,12 +81,36 @@ def _hydra(words: list[str]) -> int:
         for fault in faults:
             raise fault
         return 0
-    with tempfile.TemporaryDirectory() as scratch:
-        # Every job, wherever it runs, leaves one line here for the summary at the end.
-        board = Path(scratch) / "sweep.jsonl"
-        os.environ["GEODL_SWEEP"] = str(board)
-        job(_sweep_job)()
-        return _summary(board)
+    # Every job, in whatever process or on whatever machine it runs, leaves one line here.
+    outputs = next(
+        (w.partition("=")[2] for w in words if w.startswith("paths.outputs=")), "outputs"
+    )
+    board = Path(outputs).expanduser().resolve() / ".hydra" / f"sweep-{os.getpid()}.jsonl"
+    os.environ["GEODL_SWEEP"] = str(board)
+    try:
+        job(sweep_job)()
+        lines = board.read_text().splitlines() if board.is_file() else []
+        return 1 if summary([json.loads(line) for line in lines]) else 0
+    finally:
+        board.unlink(missing_ok=True)
+
+
+def launch(jobs: list[list[str]], words: list[str]) -> list[dict[str, Any]]:
+    """Run jobs, each a list of overrides, by Hydra's launcher (whichever ``words`` choose); what
+    became of them. Only inside a command line of geodl."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    config = hydra.compose_config("run", overrides=words, run_mode=RunMode.MULTIRUN)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=sweep_job, config=config
+    )
+    return [cast("dict[str, Any]", done.return_value) for done in launcher.launch(jobs, 0)]
 
 
 def run(cfg: Any) -> None:
@@ -92,9 +119,8 @@ def run(cfg: Any) -> None:
     logging.getLogger("geodl").setLevel(logging.INFO)
     if cfg.mode == "train" and not cfg.force and _skip(cfg):
         return
-    from geodl import modes
-
-    outcome = getattr(modes, cfg.mode)(cfg)
+    module = {"table": "tables", "report": "report"}.get(cfg.mode, "modes")
+    outcome = getattr(importlib.import_module(f"geodl.{module}"), cfg.mode)(cfg)
     if outcome:
         sys.stdout.write(outcome if outcome.endswith("\n") else f"{outcome}\n")
 
@@ -106,12 +132,11 @@ def _skip(cfg: Any) -> bool:
         return False
     where, result = done
     missing = record.missing_tests(cfg, result)
-    if missing and where.is_dir():
-        return False
     if missing:
-        sys.stderr.write(
-            f"geodl: the ledger has no test={','.join(missing)}; force=true trains again.\n"
-        )
+        if where.is_file():
+            tests = ",".join(missing)
+            log.info("the ledger has no test=%s for this run, and not its weights: training", tests)
+        return False
     scores = ", ".join(f"{k} {v:.4f}" for k, v in headline(result).items())
     sys.stdout.write(f"skipped, finished before: {where} ({scores})\n")
     return True
@@ -130,7 +155,7 @@ def headline(result: dict[str, Any]) -> dict[str, float]:
 # ---- sweeps ----
 
 
-def _sweep_job(cfg: Any) -> None:
+def sweep_job(cfg: Any) -> dict[str, Any]:
     """One job of a sweep: skipped here, or run in a process of its own, so that a crash stays its
     own. It never raises: the sweep goes on, and the summary tells."""
     from hydra.core.hydra_config import HydraConfig
@@ -147,9 +172,12 @@ def _sweep_job(cfg: Any) -> None:
         else:
             resumed = folder is not None and (folder / "last.ckpt").is_file() and not cfg.force
             sys.stderr.write(f"\n== {entry['job']}\n")
-            environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
             command = [sys.executable, "-m", "geodl", *overrides]
-            code = subprocess.run(command, env=environment).returncode
+            with _device(cfg) as device:
+                environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
+                alone = _die_along if sys.platform == "linux" else None
+                done = subprocess.run(command, env=environment | device, preexec_fn=alone)
+                code = done.returncode
             if code in (-2, 130):
                 raise KeyboardInterrupt
             entry["status"] = "failed" if code else "resumed" if resumed else "done"
@@ -159,14 +187,55 @@ def _sweep_job(cfg: Any) -> None:
     except Exception as error:
         entry |= {"status": "failed"}
         sys.stderr.write(f"geodl: {explain(error) or traceback.format_exc()}\n")
-    with Path(os.environ["GEODL_SWEEP"]).open("a") as board:
-        board.write(json.dumps(entry) + "\n")
+    if "GEODL_SWEEP" in os.environ:
+        board = Path(os.environ["GEODL_SWEEP"])
+        board.parent.mkdir(parents=True, exist_ok=True)
+        with board.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+    return entry
 
 
-def _summary(board: Path) -> int:
-    if not board.is_file():
+def _die_along() -> None:
+    """In a job's process: a killed sweep leaves no job behind that a new one would wait for."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
+
+@contextlib.contextmanager
+def _device(cfg: Any) -> Generator[dict[str, str]]:
+    """A GPU that no other job of this machine has, as environment; waits for one to be free."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        shown = ",".join(map(str, range(count)))
+    devices = [d for d in shown.split(",") if d]
+    if str(cfg.trainer.accelerator) not in ("gpu", "cuda", "auto") or len(devices) < 2:
+        yield {}
+        return
+    from filelock import FileLock, Timeout
+
+    folder = Path(cfg.paths.outputs).expanduser() / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        for device in devices:
+            lock = FileLock(folder / f"device-{device}-{platform.node()}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield {"CUDA_VISIBLE_DEVICES": device}
+            finally:
+                lock.release()
+            return
+        time.sleep(1.0)
+
+
+def summary(entries: list[dict[str, Any]]) -> int:
+    """Print what became of the jobs; how many failed."""
+    if not entries:
         return 0
-    entries = [json.loads(line) for line in board.read_text().splitlines()]
     from rich.console import Console
     from rich.table import Table
 
@@ -191,7 +260,7 @@ def _summary(board: Path) -> int:
         s: sum(e["status"] == s for e in entries) for s in ("done", "skipped", "resumed", "failed")
     }
     console.print(", ".join(f"{n} {s}" for s, n in counts.items()))
-    return 1 if counts["failed"] else 0
+    return counts["failed"]
 
 
 # ---- mistakes ----
@@ -214,6 +283,11 @@ def _validate(cfg: Any) -> None:
     for key in ("force", "figures"):
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key}={cfg[key]} must be true or false.")
+    if (cfg.mode == "table") != bool(cfg.get("table")):
+        raise UserError(
+            "mode=table and table=<name> go together: geodl mode=list shows the tables, and "
+            "budget=smoke | short | paper says how long the runs are."
+        )
     if cfg.mode == "predict" and not (cfg.ckpt and cfg.input):
         raise UserError("mode=predict needs ckpt=<a .ckpt file> and input=<a file or folder>.")
     if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):

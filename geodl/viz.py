@@ -393,3 +393,115 @@ def pck_curve(pck: Sequence[float], path: Path) -> None:
     ax.set_ylabel("points within, %")
     ax.grid(alpha=0.3)
     _save(figure, path)
+
+
+# ---- tables ----
+
+
+def table_bars(data: Any, path: Path) -> None:
+    """A group of bars per row: ours with its spread, and a mark where the published value is."""
+    rows = [r for r in data["rows"] if r["cells"]]
+    names = data["columns"]
+    colors = palette(len(names))
+    figure = Figure(figsize=(min(12.0, 2.5 + 0.9 * len(rows) * max(1, len(names) / 2)), 3.6))
+    ax = figure.add_subplot()
+    width = 0.8 / len(names)
+    for j, (name, color) in enumerate(zip(names, colors, strict=True)):
+        shift = (j - (len(names) - 1) / 2) * width
+        for i, r in enumerate(rows):
+            cell = r["cells"].get(name, {})
+            label = name if i == 0 and len(names) > 1 else None
+            if cell.get("n"):
+                spread = cell["std"] or 0.0
+                ax.bar(i + shift, cell["mean"], width, yerr=spread, color=color, alpha=0.85)
+                ax.text(i + shift, cell["mean"], f"{cell['mean']:.1f}", ha="center", va="bottom")
+            if "published" in cell:
+                mark = {} if cell["verified"] else {"markerfacecolor": "none"}
+                ax.plot(i + shift, cell["published"], "D", color="black", ms=5, **mark)
+            if label:
+                ax.bar(0, 0, color=color, label=label)
+    if any("published" in c for r in rows for c in r["cells"].values()):
+        ax.plot([], [], "kD", ms=5, label="published")
+        if any(not c.get("verified", True) for r in rows for c in r["cells"].values()):
+            ax.plot([], [], "kD", ms=5, markerfacecolor="none", label="published, not verified")
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    tilt = 0 if len(rows) < 6 else 25
+    ax.set_xticks(range(len(rows)), [r["name"] for r in rows], rotation=tilt, fontsize=8)
+    ax.set_ylabel(_unit(rows))
+    ax.margins(y=0.12)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_title(data["title"], fontsize=10)
+    _save(figure, path)
+
+
+def _unit(rows: Sequence[Any]) -> str:
+    return next((str(c["unit"]) for r in rows for c in r["cells"].values() if c.get("unit")), "")
+
+
+def table_curve(data: Any, path: Path) -> None:
+    """A line per series of rows: the first column over x, both axes logarithmic."""
+    name = data["columns"][0]
+    series = list(dict.fromkeys(r["series"] for r in data["rows"] if "series" in r))
+    figure = Figure(figsize=(5.5, 3.8))
+    ax = figure.add_subplot()
+    for word, color in zip(series, palette(len(series)), strict=True):
+        rows = [r for r in data["rows"] if r.get("series") == word]
+        rows = [r for r in rows if r["cells"].get(name, {}).get("n")]
+        if rows:
+            cells = [r["cells"][name] for r in rows]
+            ax.errorbar(
+                [r["x"] for r in rows],
+                [c["mean"] for c in cells],
+                [c["std"] or 0.0 for c in cells],
+                marker="o",
+                color=color,
+                label=word,
+            )
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set_xlabel("length of the code")
+    ax.set_ylabel(f"{name}, {_unit(data['rows'])}")
+    ax.grid(alpha=0.3, which="both")
+    ax.legend(frameon=False, fontsize=8)
+    ax.set_title(data["title"], fontsize=10)
+    _save(figure, path)
+
+
+def table_heatmap(data: Any, path: Path) -> None:
+    """Rows x columns, a panel per section: values, coloured by how much worse they are than in the
+    first column (points for percentages, a factor for errors)."""
+    names = data["columns"]
+    sections = list(dict.fromkeys(r.get("section", "") for r in data["rows"]))
+    groups = [
+        [r for r in data["rows"] if r.get("section", "") == s and r["cells"]] for s in sections
+    ]
+    pairs = [(s, g) for s, g in zip(sections, groups, strict=True) if g]
+    heights = [len(g) + 0.8 for _, g in pairs]
+    figure = Figure(figsize=(2.6 + 0.78 * len(names), 1.0 + 0.42 * sum(heights)))
+    axes = figure.subplots(
+        len(pairs), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
+    )
+    for ax, (section, rows) in zip(axes[:, 0], pairs, strict=True):
+        harm = np.full((len(rows), len(names)), np.nan)
+        for i, r in enumerate(rows):
+            first = r["cells"].get(names[0], {}).get("mean")
+            for j, name in enumerate(names):
+                cell = r["cells"].get(name, {})
+                if not cell.get("n") or first is None:
+                    continue
+                value = cell["mean"]
+                if cell["unit"] == "%":
+                    harm[i, j] = (first - value) / 50.0
+                else:
+                    harm[i, j] = np.log2(max(value, 1e-9) / max(first, 1e-9)) / 3.0
+                dark = harm[i, j] > 0.55
+                ink = "white" if dark else "black"
+                ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
+        ax.imshow(harm.clip(0, 1), cmap="OrRd", vmin=0, vmax=1, aspect="auto")
+        ax.set_yticks(range(len(rows)), [r["name"] for r in rows], fontsize=8)
+        ax.set_title(section, fontsize=9, loc="left")
+        ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
+        ax.spines[:].set_visible(False)
+    figure.tight_layout()
+    _save(figure, path)

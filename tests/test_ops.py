@@ -14,7 +14,7 @@ from geodl.ops.cache import Cache, compute
 from geodl.ops.geometry import Geometry, face_areas, unique_edges, vertex_normals
 from geodl.ops.gradient import gradient, tangent_frames
 from geodl.ops.laplacian import laplacian
-from geodl.ops.remesh import loop, remesh, simplify, subdivide, surface_nearest
+from geodl.ops.remesh import loop, remesh, simplify, slide, subdivide, surface_nearest
 from geodl.ops.spectrum import spectrum
 from geodl.spec import Gradient, Mass, Spectrum
 
@@ -332,3 +332,17 @@ def test_the_nearest_point_lies_on_the_surface_and_in_its_face():
     assert (np.linalg.norm(at - points, axis=1) <= best + 1e-9).all()
     normal = np.cross(pos[face[on, 1]] - pos[face[on, 0]], pos[face[on, 2]] - pos[face[on, 0]])
     assert np.abs(np.einsum("nc,nc->n", at - pos[face[on, 0]], normal)).max() < 1e-9
+
+
+def test_sliding_moves_vertices_along_the_surface_and_not_over_its_border():
+    pos, face = icosphere(3)
+    new = slide(pos, face, 0.2, np.random.default_rng(0))
+    moved = np.linalg.norm(new - pos, axis=1)
+    assert 0.1 < moved.mean() < 0.2 and moved.max() < 0.21
+    assert np.linalg.norm(new, axis=1).min() > 0.98  # chords of a fine sphere
+    assert face_areas(new, face).min() > 0.1 * face_areas(pos, face).min()
+    flat, triangles = grid(12)
+    away = slide(flat, triangles, 0.1, np.random.default_rng(1))
+    border = (flat[:, :2] % 1 == 0).any(1)
+    np.testing.assert_allclose(away[border], flat[border], atol=1e-9)
+    assert np.linalg.norm(away - flat, axis=1)[~border].min() > 1e-3

@@ -211,7 +211,7 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_training(here, capsys):
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
 def test_every_named_test_set_is_evaluated(here, task, words):
     names = sorted(f.stem for f in (config_dir() / "test").glob("*.yaml"))
-    assert len(names) == 15
+    assert len(names) == 16
     small = ["encoder.width=16", "encoder.dropout=0"] if "diff" in words[0] else []
     cfg = compose(
         [*words, *small, f"task={task}", "data.size=tiny", "epochs=1", "figures=false"]

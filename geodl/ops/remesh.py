@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from geodl.ops.geometry import face_areas, unique_edges, unit
+from geodl.ops.geometry import face_areas, face_vectors, unique_edges, unit
 
 
 def simplify(
@@ -63,6 +63,27 @@ def surface_nearest(
     triangles = np.ascontiguousarray(face, np.int64)
     _, on, at = igl.point_mesh_squared_distance(query, vertices, triangles)
     return np.asarray(on, np.int64).reshape(-1), np.asarray(at, np.float64)
+
+
+def slide(
+    pos: NDArray[np.floating], face: NDArray[np.integer], amount: float, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Vertices (v 3) moved along the surface by up to ``amount``, all in one random direction as
+    far as the surface allows it, less near boundaries: the same surface and connectivity, another
+    parameterisation."""
+    pos, face = np.asarray(pos, np.float64), np.asarray(face, np.int64)
+    normal = np.zeros_like(pos)
+    for corner in face.T:
+        np.add.at(normal, corner, face_vectors(pos, face))
+    normal = unit(normal)
+    direction = unit(rng.standard_normal((1, 3)))
+    step = amount * (direction - (normal @ direction.T) * normal)
+    edge, face_edge = unique_edges(face)
+    rim = edge[np.bincount(face_edge.reshape(-1), minlength=len(edge)) == 1]
+    if len(rim):
+        gap = KDTree(pos[rim.reshape(-1)]).query(pos)[0]
+        step *= np.minimum(1.0, gap / (3.0 * amount))[:, None]
+    return surface_nearest(pos, face, pos + step)[1]
 
 
 def loop(
