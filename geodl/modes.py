@@ -53,7 +53,7 @@ from geodl.ops.remesh import nearest
 from geodl.perturb import Perturbation
 from geodl.shape import Shape, ShapeBatch
 from geodl.spec import DataSpec, Points
-from geodl.tasks.base import Evaluation, Task
+from geodl.tasks.base import Evaluation, Scene, Task
 from geodl.tasks.reconstruction import Reconstruction
 
 log = logging.getLogger(__name__)
@@ -476,6 +476,7 @@ def _evaluate(
             "options": record.test_options(cfg, name),
             "protocol": data.spec.protocol,
             "checkpoint": checkpoint or ("last" if cfg.select == "last" else "best"),
+            "up": data.spec.up,
         }
         stem = f"{name}-{checkpoint}" if checkpoint else name
         record.write_json(folder / "eval" / f"{stem}.json", entries[name] | evaluation.details)
@@ -484,7 +485,22 @@ def _evaluate(
     if cfg.figures:
         for stem, evaluation in kept.items():
             task.figures(evaluation, folder / "figures", stem)
+            _save_scenes(folder / "eval" / f"{stem}-shapes.npz", task.scenes(evaluation))
     return entries
+
+
+def _save_scenes(path: Path, scenes: Sequence[Scene]) -> None:
+    """Predictions on shapes, for the report: <number>/<shape>/<layer>/pos, face and color."""
+    arrays: dict[str, Any] = {}
+    for i, (name, layers) in enumerate(scenes):
+        for layer, (pos, face, color) in layers.items():
+            where = f"{i}/{name.replace('/', '-')}/{layer}"
+            arrays[f"{where}/pos"] = pos.astype(np.float32)
+            arrays[f"{where}/face"] = face.astype(np.int32)
+            arrays[f"{where}/color"] = np.round(color.clip(0, 1) * 255).astype(np.uint8)
+    if arrays:
+        with atomic(path) as part, part.open("wb") as stream:
+            np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
 def _context(cfg: DictConfig) -> Any:

@@ -135,6 +135,16 @@ def on_vertices(rows: NDArray[Any], shape: Any, on: str) -> NDArray[np.float64]:
     return to_vertices(rows, index.numpy(), len(shape.pos))
 
 
+def of_elements(rows: NDArray[Any], shape: Any, on: str) -> NDArray[np.float64]:
+    """Colours of labelled elements as colours of what is drawn: the vertices, or the points that
+    stand in for the mesh (those that answer for no element stay plain)."""
+    if "carry" not in shape.ops:
+        return on_vertices(rows, shape, on)
+    points = np.tile(PLAIN, (len(shape.pos), 1))
+    points[shape.ops.carry.numpy()] = rows
+    return points
+
+
 def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
     """Shapes with their logits: named by class, or coloured by predicted and true part."""
     if not kept:
@@ -174,15 +184,10 @@ def gallery(kept: Sequence[tuple[Any, Any]], spec: Any, path: Path) -> None:
                 ax = figure.add_subplot(2, len(shapes), row * len(shapes) + i + 1)
                 title = f"predicted ({(guess == truth).mean():.0%})" if row == 0 else "true"
                 pos, face = shape.pos.numpy(), shape.face.numpy()
-                if "carry" in shape.ops:  # points stand in for the mesh: colour the points
-                    rows_ = np.tile(PLAIN, (len(pos), 1))
-                    rows_[shape.ops.carry.numpy()] = colors[labels]
-                    draw(ax, pos, face, rows_, camera, title)
-                else:
-                    color = colors[labels]
-                    if spec.label_on == "edge":
-                        color = on_vertices(color, shape, "edge")
-                    draw(ax, pos, face, color, camera, title)
+                color = colors[labels]
+                if "carry" in shape.ops or spec.label_on == "edge":
+                    color = of_elements(color, shape, spec.label_on)
+                draw(ax, pos, face, color, camera, title)
         if len(spec.parts) <= 22:
             _legend(figure, spec.parts)
     _save(figure, path)
@@ -416,8 +421,8 @@ def table_bars(data: Any, path: Path) -> None:
                 ax.bar(i + shift, cell["mean"], width, yerr=spread, color=color, alpha=0.85)
                 ax.text(i + shift, cell["mean"], f"{cell['mean']:.1f}", ha="center", va="bottom")
             if "published" in cell:
-                mark = {} if cell["verified"] else {"markerfacecolor": "none"}
-                ax.plot(i + shift, cell["published"], "D", color="black", ms=5, **mark)
+                inside = "black" if cell["verified"] else "none"
+                ax.plot(i + shift, cell["published"], "kD", ms=5, markerfacecolor=inside)
             if label:
                 ax.bar(0, 0, color=color, label=label)
     if any("published" in c for r in rows for c in r["cells"].values()):

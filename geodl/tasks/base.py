@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -24,6 +25,11 @@ from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out
 
 log = logging.getLogger(__name__)
+
+
+# A name, and surfaces or clouds to look at by name: positions (v 3), faces (f 3), colours (v 3) in
+# [0, 1].
+Scene = tuple[str, dict[str, tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]]
 
 
 @dataclass
@@ -127,6 +133,11 @@ class Task(L.LightningModule):
         if "confusion" in evaluation.details:
             viz.confusion(evaluation.details["confusion"], names, folder / f"confusion-{name}.png")
         viz.gallery(evaluation.kept, self.spec, folder / f"gallery-{name}.png")
+
+    def scenes(self, evaluation: Evaluation) -> list[Scene]:
+        """The kept shapes as coloured surfaces by name ("prediction", "truth", "error"), for the
+        report's viewer; none where there is nothing to see on a surface."""
+        return []
 
     # ---- prediction ----
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -18,7 +19,7 @@ from geodl.metrics import MapError
 from geodl.ops.geodesic import METHODS, Method
 from geodl.shape import PairBatch, Shape, ShapeBatch
 from geodl.spec import Laplacian, Needs, Points, Spectrum
-from geodl.tasks.base import Evaluation, Prediction, Setup, Task
+from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
 
 LOSSES = ("supervised", "bijectivity", "orthogonality", "commutativity")
 
@@ -272,9 +273,32 @@ class Matching(Task):
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
         from geodl import viz
 
+        kept = evaluation.kept[:: max(1, len(evaluation.kept) // 6)][:6]
+        errors = self._errors(kept)
+        viz.transfers(kept, errors, folder / f"transfer-{name}.png", self.spec.up)
+        viz.pck_curve(evaluation.details["pck"], folder / f"pck-{name}.png")
+
+    def scenes(self, evaluation: Evaluation) -> list[Scene]:
+        from geodl import viz
+
+        kept = evaluation.kept[:: max(1, len(evaluation.kept) // 4)][:4]
+        found: list[Scene] = []
+        for ((source, target), sent), error in zip(kept, self._errors(kept), strict=True):
+            color = viz.position_color(source.pos.numpy())
+            on = (target.pos.numpy(), target.face.numpy())
+            layers = {
+                "prediction": (*on, color[sent.numpy()]),
+                "source": (source.pos.numpy(), source.face.numpy(), color),
+                "error": (*on, viz.heat(error, 10.0)),
+            }
+            name = f"{source.name} to {target.name} (error: yellow is 10)"
+            found.append((name, layers))
+        return found
+
+    def _errors(self, kept: Sequence[Any]) -> list[NDArray[Any]]:
+        """Geodesic errors x 100 at the vertices (v) of the targets of some pairs."""
         meter = self.make_meters()["map"]
         assert isinstance(meter, MapError)
-        kept = evaluation.kept[:: max(1, len(evaluation.kept) // 6)][:6]
         errors: list[Any] = []
         for (source, target), found in kept:
             own, spot = source.landmark[:: self.every], target.landmark[:: self.every]
@@ -282,8 +306,7 @@ class Matching(Task):
             # Between the template points, the nearest one's error.
             near = nearest(target.pos, target.pos[spot]).numpy()
             errors.append(100 * at_points[near])
-        viz.transfers(kept, errors, folder / f"transfer-{name}.png", self.spec.up)
-        viz.pck_curve(evaluation.details["pck"], folder / f"pck-{name}.png")
+        return errors
 
     # ---- weights ----
 

@@ -18,7 +18,7 @@ from geodl.errors import UserError
 from geodl.losses import Kernel, chamfer, surface_distance, triangles
 from geodl.metrics import SurfaceError, VertexError
 from geodl.shape import ShapeBatch
-from geodl.tasks.base import Evaluation, Prediction, Setup, Task
+from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
 
 REGISTERED = ("l1", "l2")  # compare vertices one by one
 SURFACES = ("chamfer", "current", "varifold")  # compare surfaces
@@ -226,6 +226,23 @@ class Reconstruction(Task):
         viz.error_map(self.mean.cpu().numpy(), face, per_vertex, heat, up)
         viz.error_curve(evaluation.details["quantiles"], folder / f"curve-{name}.png")
         self._walks(evaluation, folder, name)
+
+    def scenes(self, evaluation: Evaluation) -> list[Scene]:
+        from geodl import viz
+
+        face = self.template.face
+        found: list[Scene] = []
+        for shape, output in evaluation.kept:
+            y, truth = output.numpy(), shape.ops.target.numpy()
+            scan, scan_face = shape.ops.scan.numpy(), shape.ops.scan_face.numpy()
+            error = np.linalg.norm(y - truth, axis=1) * self.spec.unit
+            layers = {
+                "prediction": (y, face, np.tile(viz.PLAIN, (len(y), 1))),
+                "truth": (scan, scan_face, np.tile(viz.PLAIN, (len(scan), 1))),
+                "error": (y, face, viz.heat(error, 5.0)),
+            }
+            found.append((f"{shape.name} (error: yellow is 5 mm)", layers))
+        return found
 
     @torch.no_grad()
     def _walks(self, evaluation: Evaluation, folder: Path, name: str) -> None:

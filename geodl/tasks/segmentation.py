@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from geodl.errors import UserError
 from geodl.metrics import BodyAccuracy, PartIoU
 from geodl.shape import ShapeBatch
-from geodl.tasks.base import Prediction, Setup, Task
+from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
 from geodl.tasks.classification import balanced, confusion_details
 
 
@@ -121,3 +122,19 @@ class Segmentation(Task):
 
     def details(self, meters: Any) -> dict[str, Any]:
         return confusion_details(meters["confusion"].compute(), self.spec.parts)
+
+    def scenes(self, evaluation: Evaluation) -> list[Scene]:
+        from geodl import viz
+
+        colors = viz.palette(len(self.spec.parts))
+        found: list[Scene] = []
+        for shape, logits in evaluation.kept:
+            assert shape.label is not None
+            guess, truth = logits.argmax(1).numpy(), shape.label.numpy()
+            wrong = np.where((guess == truth)[:, None], viz.PLAIN, (0.85, 0.1, 0.1))
+            rows = {"prediction": colors[guess], "truth": colors[truth], "error": wrong}
+            pos, face = shape.pos.numpy(), shape.face.numpy()
+            on = self.spec.label_on
+            layers = {n: (pos, face, viz.of_elements(c, shape, on)) for n, c in rows.items()}
+            found.append((shape.name, layers))
+        return found

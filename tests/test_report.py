@@ -1,0 +1,145 @@
+"""The report, opened in a browser: a file of its own, without network or errors."""
+
+import base64
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import icosphere
+from hydra.core.global_hydra import GlobalHydra
+
+from geodl import report
+from geodl.build import compose
+from geodl.errors import UserError
+from geodl.run import run
+
+CHROMIUM = next((p for p in map(shutil.which, ("chromium", "google-chrome")) if p), None)
+DRIVER = shutil.which("chromedriver")
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """Two finished runs, a table, and the report of them."""
+    here = tmp_path_factory.mktemp("report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        GlobalHydra.instance().clear()
+        small = ["data.size=tiny", "epochs=2", "task=segmentation", "batch_size=8"]
+        run(compose([*small, "encoder.points=null", "test=[clean,cloud]"]))
+        run(compose([*small, "encoder=point_mlp"]))
+        results = Path("docs/results")
+        results.mkdir(parents=True)
+        row = {
+            "name": "a </script> b",
+            "epochs": 2,
+            "cells": {"acc": {"mean": 1.0, "std": None, "n": 1}},
+        }
+        row["cells"]["acc"] |= {"published": 2.0, "verified": False, "unit": "%"}
+        table = {"name": "t", "title": "T", "columns": ["acc"], "picture": "bars", "rows": [row]}
+        (results / "t.json").write_text(json.dumps(table))
+        text = report.report(compose(["mode=report"]))
+        assert "2 runs, 1 tables" in text
+    return here / "outputs" / "report.html"
+
+
+def test_what_is_in_it(page):
+    text = page.read_text()
+    assert page.stat().st_size < 15_000_000
+    found = re.search(r'id="data">(.*?)</script>', text, re.S)
+    data = json.loads(found.group(1))
+    assert {g["test"] for g in data["groups"]} == {"clean", "cloud"}
+    assert len(data["groups"]) == 3 and len(data["curves"]) == 2 and len(data["confusions"]) == 3
+    assert all(
+        set(s["layers"]) == {"prediction", "truth", "error"} for s in data["scenes"][0]["shapes"]
+    )
+    clouds = [s for s in data["scenes"] if s["name"].endswith("cloud")]
+    assert clouds and all(s["layers"]["truth"]["face"] == "" for s in clouds[0]["shapes"])
+    body = text[text.index("<body>") : text.index("<script", text.index("<body>"))]
+    assert not re.search(r'(src|href)="https?:', body)
+
+
+def test_meshes_are_quantised_and_large_ones_decimated():
+    pos, face = icosphere(5)
+    color = np.round((pos + 1) / 2 * 255).astype(np.uint8)
+    layer = report.packed(pos, face, color)
+    assert layer["of"] == len(pos) == 10242 and 2500 < layer["shown"] < 3500
+    raw = np.frombuffer(base64.b64decode(layer["pos"]), "<u2").reshape(-1, 3)
+    back = np.array(layer["low"]) + raw / 65535 * layer["size"]
+    assert np.abs(np.linalg.norm(back, axis=1) - 1).max() < 0.01
+    shown = np.frombuffer(base64.b64decode(layer["color"]), np.uint8).reshape(-1, 3) / 255 * 2 - 1
+    assert np.abs(shown - back).max() < 0.1
+
+
+def test_nothing_to_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no finished run in outputs and no table"):
+        report.report(compose(["mode=report"]))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no Chromium with its driver: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for word in (
+        *("headless=new", "no-sandbox", "disable-background-networking", "disable-sync"),
+        *("disable-component-update", "no-first-run", "disable-quic", "window-size=1200,1000"),
+        *("enable-unsafe-swiftshader", "use-angle=swiftshader"),
+    ):
+        options.add_argument(f"--{word}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.mark.browser
+@pytest.mark.filterwarnings("ignore")
+def test_the_page_works_from_a_file(page, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.get(f"file://{page}")
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#viewer canvas"))
+
+    def pixels():
+        image = browser.find_element(By.ID, "viewer").screenshot_as_png
+        import io
+
+        from matplotlib.image import imread
+
+        return imread(io.BytesIO(image))[..., :3]
+
+    # The table sorts, both ways.
+    head = browser.find_elements(By.CSS_SELECTOR, "#comparison th")[4]
+    seen = []
+    for _ in range(2):
+        head.click()
+        cells = browser.find_elements(By.CSS_SELECTOR, "#comparison td:nth-child(5)")
+        seen.append([float(c.text.split(" ")[0]) for c in cells])
+    assert seen[0] == sorted(seen[0]) and seen[1] == sorted(seen[0], reverse=True)
+
+    # The viewer shows a shape, and toggling changes it.
+    browser.execute_script("document.getElementById('viewer').scrollIntoView()")
+    wait.until(lambda d: pixels().std() > 0.02)
+    views = []
+    for button in range(3):
+        browser.find_elements(By.CSS_SELECTOR, "#layers button")[button].click()
+        browser.execute_async_script("setTimeout(arguments[0], 800)")
+        views.append(pixels())
+    assert np.abs(views[0] - views[1]).max() > 0.1 and np.abs(views[1] - views[2]).max() > 0.1
+
+    # Readable on a phone: nothing but the tables is wider than the screen.
+    browser.set_window_size(420, 900)
+    browser.execute_async_script("setTimeout(arguments[0], 500)")
+    width = browser.execute_script("return document.documentElement.scrollWidth")
+    assert width <= browser.execute_script("return window.innerWidth")
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe, severe

@@ -1,0 +1,276 @@
+"""Tables: from a ledger to text, and from the command line to a ledger."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from geodl import record, tables
+from geodl.build import compose
+from geodl.errors import UserError
+from geodl.run import config_dir
+
+ROOT = config_dir().parent
+RESULTS = ROOT / "docs" / "results"
+NAMES = sorted(f.stem for f in (config_dir() / "table").glob("*.yaml"))
+WRITTEN = sorted(RESULTS.glob("*.json"))
+
+
+def read(name):
+    return OmegaConf.to_container(OmegaConf.load(config_dir() / "table" / f"{name}.yaml"))
+
+
+def test_how_many_there_are():
+    assert len(NAMES) == 13 and {json.loads(f.read_text())["name"] for f in WRITTEN} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_table_composes_with_every_budget(name):
+    plain = read(name)
+    tables.check(name, plain)
+    for budget in tables.BUDGETS:
+        work = tables.jobs(plain, budget)
+        assert work and len({(record.run_hash(j.cfg), j.seed) for j in work}) == len(work)
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=lambda f: f.stem)
+def test_committed_tables_are_what_the_ledger_says(file):
+    """Nobody edits them: .md, .csv and .tex are renderings of .json, and .json of the ledger."""
+    data = json.loads(file.read_text())
+    for suffix, render in (
+        (".md", tables.markdown),
+        (".csv", tables.as_csv),
+        (".tex", tables.latex),
+    ):
+        assert file.with_suffix(suffix).read_text() == render(data)
+    plain = read(data["name"])
+    work = tables.jobs(plain, data["budget"])
+    again = tables.collect(data["name"], plain, data["budget"], work, RESULTS / "runs")
+    assert json.loads(json.dumps(again)) == data
+    if data.get("picture") and file.with_suffix(".png").exists():
+        assert file.with_suffix(".png").stat().st_size < 300_000
+
+
+# ---- from a ledger to text ----
+
+PLAIN = {
+    "title": "Small",
+    "source": "somebody",
+    "metric": "acc",
+    "unit": "%",
+    "columns": [{"name": "clean"}, {"name": "turned", "test": "rotated"}],
+    "seeds": [0, 1],
+    "budgets": {"short": ["epochs=2"]},
+    "rows": [
+        {"name": "a", "experiment": "creatures/pointnet", "published": 90.0, "verified": True},
+        {"name": "b", "experiment": "creatures/flat_mlp", "published": 50.0, "epochs_published": 9},
+        {"name": "c", "published": {"turned": 77.0}, "verified": True, "published_on": "the moon"},
+    ],
+}
+
+
+def fill(ledger, work, tests=("clean", "rotated"), value=0.5):
+    ledger.mkdir(parents=True, exist_ok=True)
+    for job in work:
+        entries = {
+            t: {
+                "scores": {"acc": value + 0.1 * job.seed},
+                "options": record.test_options(job.cfg, t),
+            }
+            for t in tests
+        }
+        result = {
+            "hash": record.run_hash(job.cfg),
+            "seed": job.seed,
+            "status": "done",
+            "eval": entries,
+            "epochs": 2,
+            "parameters": 1234,
+            "seconds_per_epoch": 3.0,
+            "protocol": "p",
+            "commit": "0123456789",
+            "train": {},
+        }
+        record.ledger_entry(job.cfg)
+        (ledger / f"{result['hash']}-s{job.seed}.json").write_text(json.dumps(result))
+
+
+def collected(tmp_path, monkeypatch, **given):
+    monkeypatch.chdir(tmp_path)
+    work = tables.jobs(PLAIN, "short")
+    ledger = Path("docs/results/runs")
+    fill(ledger, [j for j in work if j.row == 0], **given)
+    return tables.collect("small", PLAIN, "short", work, ledger)
+
+
+def test_means_spreads_and_differences(tmp_path, monkeypatch):
+    data = collected(tmp_path, monkeypatch)
+    a, b, _ = data["rows"]
+    assert a["cells"]["clean"] == {
+        "unit": "%",
+        "better": None,
+        "mean": 55.0,
+        "std": 7.0711,
+        "n": 2,
+        "published": 90.0,
+        "verified": True,
+        "difference": -35.0,
+    }
+    assert "difference" not in b["cells"]["clean"] and not b["runs"] and len(a["runs"]) == 2
+    text = tables.markdown(data)
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "| 55.00 ± 7.07 (2) | 90 | -35.00 |" in rows[1]
+    assert "| (50) |" in rows[2], "not verified: in parentheses, no difference"
+    assert "77 †" in rows[3] and "† the moon" in text
+    assert "1,234" in rows[1] and "01234567" in rows[1] and "| 2 |" in rows[1]
+    assert tables.latex(data).count("\\\\") == 4 and "$\\pm$" in tables.latex(data)
+    assert len(tables.as_csv(data).splitlines()) == 1 + 4
+
+
+def test_results_of_other_test_options_do_not_count(tmp_path, monkeypatch):
+    data = collected(tmp_path, monkeypatch)
+    assert data["rows"][0]["cells"]["turned"]["n"] == 2
+    for file in Path("docs/results/runs").iterdir():
+        entry = json.loads(file.read_text())
+        entry["eval"]["rotated"]["options"]["perturb"][0]["seed"] = 5
+        file.write_text(json.dumps(entry))
+    work = tables.jobs(PLAIN, "short")
+    data = tables.collect("small", PLAIN, "short", work, Path("docs/results/runs"))
+    assert "turned" not in data["rows"][0]["cells"] and data["rows"][0]["cells"]["clean"]["n"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colums": []}, "table/small.yaml: colums is not known"),
+        ({"rows": [{"nmae": "a"}]}, r"rows\[0\].nmae is not known"),
+    ],
+)
+def test_keys_are_checked(change, message):
+    with pytest.raises(UserError, match=message):
+        tables.check("small", PLAIN | change)
+
+
+def test_the_larger_result_of_a_run_stays_in_the_ledger(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    job = tables.jobs(PLAIN, "short")[0]
+    ledger = Path("docs/results/runs")
+    fill(ledger, [job])
+    folder = record.run_folder(job.cfg)
+    folder.mkdir(parents=True)
+    (entry,) = ledger.iterdir()
+    small = json.loads(entry.read_text())
+    del small["eval"]["rotated"]
+    (folder / "result.json").write_text(json.dumps(small))
+    record.to_ledger(folder, ledger)
+    assert set(json.loads(entry.read_text())["eval"]) == {"clean", "rotated"}
+    assert record.finished(job.cfg)[0] == entry, "the ledger has what is asked for"
+
+
+# ---- from the command line ----
+
+TABLE = """title: Tiny
+metric: acc
+unit: "%"
+picture: bars
+columns:
+  - {name: accuracy}
+seeds: [0]
+budgets:
+  smoke: [data.size=tiny, encoder.points=32, epochs=4, batch_size=4]
+rows:
+  - {name: points, experiment: creatures/pointnet}
+  - {name: one vector, experiment: creatures/flat_mlp, published: 24.2}
+"""
+
+
+def command(config, *words):
+    code = (
+        "import sys, geodl.run as r; from pathlib import Path; "
+        f"r.config_dir = lambda: Path({str(config)!r}); r.main()"
+    )
+    return [sys.executable, "-c", code, "mode=table", "table=tiny", "budget=smoke", *words]
+
+
+@pytest.fixture
+def config(tmp_path):
+    import shutil
+
+    shutil.copytree(config_dir(), tmp_path / "configs")
+    (tmp_path / "configs" / "table" / "tiny.yaml").write_text(TABLE)
+    (tmp_path / "work").mkdir()
+    return tmp_path / "configs"
+
+
+def go(config, *words, code=0):
+    work = config.parent / "work"
+    done = subprocess.run(
+        command(config, "figures=false", *words), capture_output=True, text=True, cwd=work
+    )
+    assert done.returncode == code, done.stderr + done.stdout
+    return work, done
+
+
+def scores(work):
+    found = {}
+    for file in sorted((work / "docs/results/runs").iterdir()):
+        entry = json.loads(file.read_text())
+        found[file.name] = (entry["eval"]["clean"]["scores"], entry["train"])
+    return found
+
+
+@pytest.mark.parametrize("sweep", ["local", "processes"])
+def test_a_table_is_launched_written_and_then_skipped(config, sweep):
+    words = [f"sweep={sweep}"]
+    work, done = go(config, *words)
+    assert "2 done, 0 skipped, 0 resumed, 0 failed" in done.stdout
+    assert "| points |" in done.stdout and "| (24.2) |" in done.stdout
+    for suffix in ("md", "csv", "json", "tex", "png"):
+        assert (work / f"docs/results/tiny-smoke.{suffix}").stat().st_size > 100
+    assert len(list((work / "docs/results/runs").iterdir())) == 2
+    before = scores(work)
+    _, again = go(config, *words)
+    assert "2 runs, 2 finished" in again.stderr and "done" not in again.stdout.split("| ")[0]
+    assert scores(work) == before
+    assert sorted(p.name for p in work.iterdir()) == ["docs", "outputs"]
+
+
+def test_words_that_change_the_training_are_refused(config):
+    _, done = go(config, "epochs=3", code=2)
+    assert "epochs=3 cannot be given with mode=table" in done.stderr
+    _, done = go(config, "mode=train", code=2)
+    assert "mode=table and table=<name> go together" in done.stderr
+
+
+def test_a_table_killed_at_random_moments_ends_with_the_same_numbers(config, tmp_path):
+    work, _ = go(config)
+    unbroken = scores(work)
+    work.rename(tmp_path / "unbroken")
+    work.mkdir()
+    rng = random.Random(0)
+    kills = 0
+    for _ in range(int(os.environ.get("GEODL_KILLS", "2"))):
+        process = subprocess.Popen(
+            command(config, "figures=false"),
+            cwd=work,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(rng.uniform(3.0, 15.0))
+        kills += process.poll() is None
+        os.kill(process.pid, signal.SIGKILL)  # the table alone: its job must not outlive it
+        process.wait()
+    assert kills
+    go(config)
+    assert scores(work) == unbroken
+    assert not [p for p in work.rglob("*") if re.search(r"\.part$", p.name)]
