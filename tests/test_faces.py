@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import dijkstra
 from geodl.build import build, compose
 from geodl.data.coma import EXPRESSIONS, PEOPLE, CoMA
 from geodl.data.dfaust import DFAUST
+from geodl.data.ellipsoids import Ellipsoids
 from geodl.data.heads import Heads
 from geodl.data.morphable import read_morphable
 from geodl.data.registered import Registered
@@ -281,6 +282,22 @@ def test_an_existing_model_is_moved_onto_the_template(tmp_path):
 
 
 # ---- data ----
+
+
+def test_ellipsoids_depend_on_three_numbers(paths):
+    data = Ellipsoids(paths, train=12, test=2, subdivisions=2)
+    items = data.items("train")
+    shapes = [data.load(i) for i in items]
+    x = torch.stack([s.pos for s in shapes]).flatten(1) * data.spec.unit
+    assert x.shape == (12, 162 * 3) and data.spec.vertices == 162
+    values = torch.linalg.svdvals(x - x.mean(0))
+    assert values[2] > 10 and values[3] < 1e-2
+    reach = torch.stack([s.pos.abs().amax(0) for s in shapes]) * data.spec.unit
+    assert 45 < reach.min() and reach.max() <= 100.01
+    twin = Ellipsoids(paths, train=12, test=2, subdivisions=2).load(items[0])
+    assert torch.equal(twin.pos, shapes[0].pos)
+    with pytest.raises(UserError, match="data.subdivisions=9 between 1 and 6"):
+        Ellipsoids(paths, subdivisions=9)
 
 
 def test_heads_are_registered_and_not_linear(paths):
