@@ -87,7 +87,8 @@ def table(cfg: DictConfig) -> str:
     if todo:
         from geodl.run import launch, summary
 
-        entries = launch([list(job.words) for job in todo], list(hydra.overrides.hydra))
+        chosen = [w for w in hydra.overrides.task if w.startswith(("sweep=", "paths."))]
+        entries = launch([list(job.words) for job in todo], [*hydra.overrides.hydra, *chosen])
         failed = summary(entries)
         _collect_finished(work, ledger)
     data = collect(name, plain, str(cfg.budget), work, ledger)
@@ -109,7 +110,7 @@ def _extra(words: Sequence[str]) -> list[str]:
                 f"{word} cannot be given with mode=table: a row's runs are its experiment's, "
                 "shortened by budget=smoke, short or paper."
             )
-        if key not in ("mode", "table", "budget", "sweep"):
+        if key not in ("mode", "table", "budget"):
             taken.append(word)
     return taken
 
@@ -454,3 +455,17 @@ def latex(data: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def in_words(data: Mapping[str, Any], folder: str) -> str:
+    """A table as one item of a list: a link, and ours in the first column."""
+    name = data["columns"][0]
+    cells = [(r["name"], r["cells"].get(name, {})) for r in data["rows"]]
+    ours = [
+        f"{row} {number(cell)} {cell['unit'] or ''}".rstrip()
+        for row, cell in cells
+        if cell.get("n")
+    ]
+    short = data.get("picture") != "heatmap" and len(ours) < 8
+    text = f": {'; '.join(ours)}" if short and ours else ""
+    return f"- [{data['title']}]({folder}/{data['file']}.md){text}"

@@ -1,4 +1,4 @@
-"""Copy the results of finished runs to the ledger and list the ledger as a table.
+"""Copy results of finished runs to the ledger, list it, and bring the README's numbers up to date.
 
 python scripts/ledger.py [outputs [ledger]]
 """
@@ -15,6 +15,7 @@ import numpy as np
 
 from geodl.record import to_ledger
 from geodl.report import label
+from geodl.tables import in_words
 
 HEAD = """# Results
 
@@ -91,6 +92,18 @@ def table(ledger: Path) -> str:
     return head(ledger.parent) + "\n".join([*first, *sorted(lines)]) + "\n"
 
 
+BLOCK = ("<!-- tables: written by scripts/ledger.py -->\n", "<!-- /tables -->")
+
+
+def readme(text: str, results: Path) -> str:
+    """The README with the list of tables, and their numbers, between its two marks."""
+    found = [json.loads(f.read_text()) for f in sorted(results.glob("*.json"))]
+    before, rest = text.split(BLOCK[0])
+    after = rest.split(BLOCK[1])[1]
+    lines = "\n".join(in_words(t, "docs/results") for t in found)
+    return f"{before}{BLOCK[0]}{lines}\n{BLOCK[1]}{after}"
+
+
 if __name__ == "__main__":
     words = sys.argv[1:]
     outputs = Path(words[0] if words else "outputs")
@@ -99,3 +112,6 @@ if __name__ == "__main__":
         if entry := to_ledger(result.parent, ledger):
             print(entry)
     (ledger.parent / "README.md").write_text(table(ledger))
+    page = Path("README.md")
+    if page.is_file() and BLOCK[0] in page.read_text():
+        page.write_text(readme(page.read_text(), ledger.parent))

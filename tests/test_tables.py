@@ -60,6 +60,15 @@ def test_committed_tables_are_what_the_ledger_says(file):
         assert file.with_suffix(".png").stat().st_size < 300_000
 
 
+def test_the_numbers_of_the_readme_are_those_of_the_tables():
+    import runpy
+
+    script = runpy.run_path(str(ROOT / "scripts" / "ledger.py"))
+    text = (ROOT / "README.md").read_text()
+    assert script["readme"](text, RESULTS) == text
+    assert (RESULTS / "README.md").read_text() == script["table"](RESULTS / "runs")
+
+
 # ---- from a ledger to text ----
 
 PLAIN = {
@@ -228,9 +237,15 @@ def scores(work):
     return found
 
 
-@pytest.mark.parametrize("sweep", ["local", "processes"])
-def test_a_table_is_launched_written_and_then_skipped(config, sweep):
-    words = [f"sweep={sweep}"]
+@pytest.mark.parametrize(
+    "words",
+    [  # options that only the chosen launcher has
+        ["sweep=local", "hydra.launcher.n_jobs=2"],
+        ["sweep=processes", "hydra.launcher.timeout_min=9"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_table_is_launched_written_and_then_skipped(config, words):
     work, done = go(config, *words)
     assert "2 done, 0 skipped, 0 resumed, 0 failed" in done.stdout
     assert "| points |" in done.stdout and "| (24.2) |" in done.stdout
@@ -242,6 +257,7 @@ def test_a_table_is_launched_written_and_then_skipped(config, sweep):
     assert "2 runs, 2 finished" in again.stderr and "done" not in again.stdout.split("| ")[0]
     assert scores(work) == before
     assert sorted(p.name for p in work.iterdir()) == ["docs", "outputs"]
+    assert (work / "outputs/.hydra/submitit").is_dir() == (words[0] == "sweep=processes")
 
 
 def test_words_that_change_the_training_are_refused(config):
