@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -418,9 +418,13 @@ def _evaluate_run(cfg: DictConfig, folder: Path) -> str:
     data.process = preprocess_of(meta["preprocess"])
     result = record.read_result(folder) or {}
     missing = record.missing_tests(cfg, result)
-    new = _evaluate(Parts(stored, data, task), folder, None, missing)
-    entries = dict(result.get("eval", {})) | new
-    record.write_json(folder / "result.json", result | {"eval": entries})
+    entries = dict(result.get("eval", {}))
+
+    def store(name: str, entry: dict[str, Any]) -> None:  # a killed evaluation keeps what it has
+        entries[name] = entry
+        record.write_json(folder / "result.json", result | {"eval": entries})
+
+    _evaluate(Parts(stored, data, task), folder, None, missing, store)
     text = _table({name: entries[name] for name in cfg.test})
     if cfg.figures:
         from geodl import viz
@@ -437,9 +441,14 @@ def read_csv(path: Path) -> list[dict[str, float]]:
 
 
 def _evaluate(
-    parts: Parts, folder: Path, checkpoint: str | None, todo: list[str]
+    parts: Parts,
+    folder: Path,
+    checkpoint: str | None,
+    todo: list[str],
+    store: Callable[[str, dict[str, Any]], None] = lambda name, entry: None,
 ) -> dict[str, dict[str, Any]]:
-    """Entries of the test sets ``todo``, written to eval/ and, as pictures, to figures/.
+    """Entries of the test sets ``todo``, written to eval/ and, as pictures, to figures/; ``store``
+    is called with each as soon as it is there.
 
     ``checkpoint`` is None for the run's own evaluation; otherwise it is part of the files' names.
     """
@@ -463,7 +472,6 @@ def _evaluate(
         (folder / name).mkdir(exist_ok=True)
     task.to(_device(cfg))
     entries: dict[str, dict[str, Any]] = {}
-    kept: dict[str, Evaluation] = {}
     for name in todo:
         options = cfg.test[name]
         count = len((data.pairs if task.paired else data.items)(options.split))
@@ -481,11 +489,10 @@ def _evaluate(
         stem = f"{name}-{checkpoint}" if checkpoint else name
         record.write_json(folder / "eval" / f"{stem}.json", entries[name] | evaluation.details)
         _per_class(folder / "eval" / f"{stem}.csv", evaluation)
-        kept[stem] = evaluation
-    if cfg.figures:
-        for stem, evaluation in kept.items():
+        if cfg.figures:
             task.figures(evaluation, folder / "figures", stem)
             _save_scenes(folder / "eval" / f"{stem}-shapes.npz", task.scenes(evaluation))
+        store(name, entries[name])
     return entries
 
 

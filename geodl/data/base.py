@@ -354,6 +354,7 @@ class ShapeData(L.LightningDataModule):
         self.paired = False
         self.dropped: dict[str, str] = {}
         self._splits: dict[str, list[Item]] | None = None
+        self._shapes: dict[str, Shape] = {}
         self._train: ShapeDataset | PairDataset | None = None
 
     # ---- what a subclass answers ----
@@ -422,6 +423,12 @@ class ShapeData(L.LightningDataModule):
         """
         return self._load(item)[0]
 
+    def remembered(self, item: Item) -> Shape:
+        """``load``, once for all test sets: they change the same shapes."""
+        if item.name not in self._shapes:
+            self._shapes[item.name] = self.load(item)
+        return self._shapes[item.name]
+
     def _load(self, item: Item) -> tuple[Shape, list[str]]:
         shape = self.read(item)
         if shape.is_cloud and not self.clouds:
@@ -465,6 +472,7 @@ class ShapeData(L.LightningDataModule):
         self.workers = workers
         self.seed = seed
         self.paired = paired
+        self._shapes = {}
         self._train = None
 
     def dataset(
@@ -633,7 +641,7 @@ class ShapeDataset(Dataset[Shape]):
         rng = np.random.default_rng([data.seed, epoch, item_seed(item.name)])
         copy = int(rng.integers(data.copies)) if self.train and data.copies else 0
         if (copy, index) not in self.kept:
-            shape = self.data.load(item)
+            shape = self.data.load(item) if self.train else self.data.remembered(item)
             for perturb in self.perturb:
                 shape = self._perturbed(perturb, shape, 0)
             self.kept[copy, index] = self.with_operators(shape, item, copy)
