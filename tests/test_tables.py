@@ -290,3 +290,16 @@ def test_a_table_killed_at_random_moments_ends_with_the_same_numbers(config, tmp
     go(config)
     assert scores(work) == unbroken
     assert not [p for p in work.rglob("*") if re.search(r"\.part$", p.name)]
+
+
+def test_every_job_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
+    from geodl.run import _device
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    cfg = compose(["trainer=gpu", f"paths.outputs={tmp_path}"])
+    with _device(cfg) as first, _device(cfg) as second:
+        assert [first["CUDA_VISIBLE_DEVICES"], second["CUDA_VISIBLE_DEVICES"]] == ["4", "7"]
+    with _device(cfg) as again:
+        assert again == {"CUDA_VISIBLE_DEVICES": "4"}
+    with _device(compose([f"paths.outputs={tmp_path}"])) as none:
+        assert none == {}
