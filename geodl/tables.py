@@ -209,7 +209,7 @@ def collect(
     for i, row in enumerate(plain["rows"]):
         mine = [job for job in work if job.row == i]
         files = [(ledger / f"{run}.json", None) for run in row.get("runs", ())]
-        files += [(record.ledger_entry(job.cfg), job.cfg) for job in mine]
+        files += [(ledger / record.ledger_entry(job.cfg).name, job.cfg) for job in mine]
         results = [(json.loads(f.read_text()), cfg) for f, cfg in files if f.is_file()]
         rows.append(_row(plain, row, results))
         if mine:

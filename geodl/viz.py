@@ -431,7 +431,7 @@ def table_bars(data: Any, path: Path) -> None:
             ax.plot([], [], "kD", ms=5, markerfacecolor="none", label="published, not verified")
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    tilt = 0 if len(rows) < 6 else 25
+    tilt = 25 if sum(len(r["name"]) for r in rows) > 50 else 0
     ax.set_xticks(range(len(rows)), [r["name"] for r in rows], rotation=tilt, fontsize=8)
     ax.set_ylabel(_unit(rows))
     ax.margins(y=0.12)
