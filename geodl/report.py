@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("report.html")
 VERTICES = 3000  # a larger mesh is decimated for the page
 SHAPES = 4  # of each run and test set
-BYTES = 9_000_000  # of shapes in all; plotly's library takes another five million
+BYTES = 7_000_000  # of shapes in all; plotly's library takes another five million
 
 
 def report(cfg: DictConfig) -> str:

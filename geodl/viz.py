@@ -406,7 +406,12 @@ def pck_curve(pck: Sequence[float], path: Path) -> None:
 def table_bars(data: Any, path: Path) -> None:
     """A group of bars per row: ours with its spread, and a mark where the published value is."""
     rows = [r for r in data["rows"] if r["cells"]]
-    names = data["columns"]
+    unit = _unit(rows)  # a column of another unit has no place on this axis
+    names = [
+        name
+        for name in data["columns"]
+        if {r["cells"].get(name, {}).get("unit", unit) for r in rows} == {unit}
+    ]
     colors = palette(len(names))
     figure = Figure(figsize=(min(12.0, 2.5 + 0.9 * len(rows) * max(1, len(names) / 2)), 3.6))
     ax = figure.add_subplot()
@@ -432,8 +437,10 @@ def table_bars(data: Any, path: Path) -> None:
     if ax.get_legend_handles_labels()[0]:
         ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     tilt = 25 if sum(len(r["name"]) for r in rows) > 50 else 0
-    ax.set_xticks(range(len(rows)), [r["name"] for r in rows], rotation=tilt, fontsize=8)
-    ax.set_ylabel(_unit(rows))
+    side = "right" if tilt else "center"
+    words = [r["name"] for r in rows]
+    ax.set_xticks(range(len(rows)), words, rotation=tilt, ha=side, fontsize=8)
+    ax.set_ylabel(unit)
     ax.margins(y=0.12)
     ax.grid(axis="y", alpha=0.3)
     ax.set_title(data["title"], fontsize=10)

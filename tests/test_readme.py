@@ -22,7 +22,7 @@ GEODL = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("geodl ")]
 
 
 def test_how_many_there_are():
-    assert len(COMMANDS) == 13 and len(GEODL) == 11
+    assert len(COMMANDS) == 16 and len(GEODL) == 14
 
 
 @pytest.mark.parametrize("words", GEODL, ids=" ".join)
