@@ -21,6 +21,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from geodl import record
+from geodl.data.files import atomic
 from geodl.errors import UserError
 
 BUDGETS = ("smoke", "short", "paper")
@@ -299,9 +300,8 @@ def write(data: Mapping[str, Any], folder: Path) -> None:
     stem = folder / str(data["file"])
     record.write_json(stem.with_suffix(".json"), data)
     for suffix, text in ((".md", markdown(data)), (".csv", as_csv(data)), (".tex", latex(data))):
-        part = stem.with_name(f".{stem.name}{suffix}.part")
-        part.write_text(text)
-        part.replace(stem.with_suffix(suffix))
+        with atomic(stem.with_suffix(suffix)) as part:
+            part.write_text(text)
     if data.get("picture") and any(c.get("n") for r in data["rows"] for c in r["cells"].values()):
         from geodl import viz
 
