@@ -89,8 +89,7 @@ class Shuffle(Perturbation):
 
 class Retriangulation(Perturbation):
     """Base of changes that give the surface other vertices. Labels and landmarks come from the
-    nearest point on the old surface; labels of edges are not carried, and a benchmark's edge labels
-    beside those of faces are left out. Clouds stay as they are."""
+    nearest point on the old surface. Clouds stay as they are."""
 
     cached = True
 
@@ -105,8 +104,6 @@ class Retriangulation(Perturbation):
         if shape.is_cloud:
             return shape
         mesh = repair(*self.mesh(shape.pos.double().numpy(), shape.face.numpy(), rng))
-        if spec.label_on == "face":
-            shape = shape.replace(ops=shape.ops.only("target"))
         new = carried(shape, mesh.pos.astype(np.float32), mesh.face, spec.label_on)
         return new.replace(pos=new.pos.float())
 
@@ -195,8 +192,6 @@ class Slide(Perturbation):
 
         if shape.is_cloud:
             return shape
-        if spec.label_on == "face":
-            shape = shape.replace(ops=shape.ops.only("target"))
         face = shape.face.numpy()
         new = carried(shape, slide(shape.pos.numpy(), face, self.amount, rng), face, spec.label_on)
         return new.replace(pos=new.pos.float())
@@ -219,8 +214,6 @@ class Cloud(Perturbation):
 
         if shape.is_cloud:
             return shape
-        if spec.label_on == "face":
-            shape = shape.replace(ops=shape.ops.only("target"))
         return sampled(shape, max(16, round(len(shape.pos) * self.ratio)), spec.label_on, rng)
 
 

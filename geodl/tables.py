@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import statistics
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -30,24 +31,16 @@ BESIDE = (
     *("mode", "table", "budget", "paths", "trainer", "workers", "logger", "figures"),
     *("debug", "allow", "force", "sweep"),
 )
+# A row's own, or the table's.
+_BOTH = ("published_on", "verified", "metric", "unit", "better", "seeds", "budgets")
 TABLE_KEYS = {
-    *(
-        "title",
-        "about",
-        "columns",
-        "rows",
-        "seeds",
-        "budgets",
-        "source",
-        "evidence",
-        "published_on",
-    ),
-    *("metric", "unit", "better", "picture", "claims", "verified"),
+    *("title", "about", "columns", "rows", "source", "evidence", "picture", "claims"),
+    *_BOTH,
 }
 ROW_KEYS = {
-    *("name", "experiment", "overrides", "runs", "section", "series", "x", "seeds", "budgets"),
-    *("published", "verified", "source", "epochs_published", "metric", "unit", "better", "tests"),
-    *("note", "test", "published_on"),
+    *("name", "section", "series", "x", "experiment", "overrides", "runs", "test", "tests"),
+    *("note", "published", "epochs_published"),
+    *_BOTH,
 }
 
 
@@ -91,7 +84,7 @@ def table(cfg: DictConfig) -> str:
         chosen = [w for w in hydra.overrides.task if w.startswith(("sweep=", "paths."))]
         entries = launch([list(job.words) for job in todo], [*hydra.overrides.hydra, *chosen])
         failed = summary(entries)
-        _collect_finished(work, ledger)
+        _collect_finished(todo, ledger)
     data = collect(name, plain, str(cfg.budget), work, ledger)
     folder = ledger.parent
     write(data, folder)
@@ -262,6 +255,8 @@ def _row(
                 cell["difference"] = round(cell["mean"] - cell["published"], 4)
         if len(cell) > 2:
             cells[title] = cell
+    if plain.get("picture") == "heatmap":
+        _compare(cells, str(plain["columns"][0]["name"]))
     first = [r for r, _ in results]
     kept = ("name", "section", "series", "x", "experiment", "epochs_published", "note")
     return {
@@ -278,6 +273,21 @@ def _row(
         "runs": sorted(f"{r['hash']}-s{r['seed']}" for r in first),
         "train": _mean(r["train"].get("train/acc") for r in first),
     }
+
+
+def _compare(cells: dict[str, Any], standard: str) -> None:
+    """Add to every other cell ``change`` against the standard column, in points of a percentage or
+    as the factor of an error, and ``worse``, how much worse that is: 0 to 1 (50 points, factor 8).
+    """
+    before = cells.get(standard, {}).get("mean")
+    for name, cell in cells.items():
+        if name == standard or not before or not cell.get("mean"):
+            continue
+        gap, factor = cell["mean"] - before, cell["mean"] / before
+        points = cell["unit"] == "%"
+        harm = -gap / 50.0 if points else math.log2(factor) / 3.0
+        cell["change"] = f"{round(gap, 1) + 0.0:+.1f}" if points else f"x{factor:.2f}"
+        cell["worse"] = round(min(1.0, max(0.0, harm)), 3)
 
 
 def _one(values: Iterable[Any]) -> Any:
@@ -403,6 +413,8 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     lines += ["", *(f"- {line}" for line in notes(data)), ""]
+    if data.get("picture") == "heatmap":
+        lines += [*_changes(data), ""]
     if data.get("picture"):
         lines += [f"![{data['title']}]({data['file']}.png)", ""]
     for claim in data.get("claims", ()):
@@ -413,10 +425,26 @@ def markdown(data: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _changes(data: Mapping[str, Any]) -> list[str]:
+    """A second table: what every test costs against the first column."""
+    standard, *others = data["columns"]
+    lines = [
+        f"Change against {standard}: points of a percentage, factors of an error.",
+        "",
+        "| section |  | " + " | ".join(others) + " |",
+        "|---" * (len(others) + 2) + "|",
+    ]
+    for r in data["rows"]:
+        cells = [r["cells"].get(c, {}).get("change", "") for c in others]
+        if any(cells):
+            lines.append(f"| {r.get('section', '')} | {r['name']} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def as_csv(data: Mapping[str, Any]) -> str:
     """One line for every cell: row, column, mean, std, n, published, verified, difference, ..."""
     stream = io.StringIO()
-    keys = ("mean", "std", "n", "published", "verified", "difference", "unit")
+    keys = ("mean", "std", "n", "published", "verified", "difference", "unit", "change")
     rest = ("epochs", "parameters", "seconds_per_epoch", "protocol", "commit", "runs")
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["section", "row", "column", *keys, *rest])

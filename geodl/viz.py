@@ -481,8 +481,8 @@ def table_curve(data: Any, path: Path) -> None:
 
 
 def table_heatmap(data: Any, path: Path) -> None:
-    """Rows x columns, a panel per section: values, coloured by how much worse they are than in the
-    first column (points for percentages, a factor for errors)."""
+    """Rows x columns, a panel per section: values, the change against the first column below them,
+    coloured by how much worse that is."""
     names = data["columns"]
     sections = list(dict.fromkeys(r.get("section", "") for r in data["rows"]))
     groups = [
@@ -490,27 +490,25 @@ def table_heatmap(data: Any, path: Path) -> None:
     ]
     pairs = [(s, g) for s, g in zip(sections, groups, strict=True) if g]
     heights = [len(g) + 0.8 for _, g in pairs]
-    figure = Figure(figsize=(2.6 + 0.78 * len(names), 1.0 + 0.42 * sum(heights)))
+    figure = Figure(figsize=(2.6 + 0.78 * len(names), 1.0 + 0.46 * sum(heights)))
     axes = figure.subplots(
         len(pairs), 1, squeeze=False, sharex=True, gridspec_kw={"height_ratios": heights}
     )
     for ax, (section, rows) in zip(axes[:, 0], pairs, strict=True):
-        harm = np.full((len(rows), len(names)), np.nan)
+        worse = np.full((len(rows), len(names)), np.nan)
         for i, r in enumerate(rows):
-            first = r["cells"].get(names[0], {}).get("mean")
             for j, name in enumerate(names):
                 cell = r["cells"].get(name, {})
-                if not cell.get("n") or first is None:
+                if not cell.get("n"):
                     continue
-                value = cell["mean"]
-                if cell["unit"] == "%":
-                    harm[i, j] = (first - value) / 50.0
-                else:
-                    harm[i, j] = np.log2(max(value, 1e-9) / max(first, 1e-9)) / 3.0
-                dark = harm[i, j] > 0.55
-                ink = "white" if dark else "black"
-                ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8, color=ink)
-        ax.imshow(harm.clip(0, 1), cmap="OrRd", vmin=0, vmax=1, aspect="auto")
+                worse[i, j] = cell.get("worse", 0.0)
+                ink = "white" if worse[i, j] > 0.55 else "black"
+                words = {"ha": "center", "va": "center", "color": ink}
+                change = cell.get("change")
+                ax.text(j, i - 0.16 * bool(change), f"{cell['mean']:.1f}", fontsize=8, **words)
+                if change:
+                    ax.text(j, i + 0.24, change, fontsize=6, alpha=0.8, **words)
+        ax.imshow(worse, cmap="OrRd", vmin=0, vmax=1, aspect="auto")
         ax.set_yticks(range(len(rows)), [r["name"] for r in rows], fontsize=8)
         ax.set_title(section, fontsize=9, loc="left")
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)

@@ -157,6 +157,23 @@ def test_results_of_other_test_options_do_not_count(tmp_path, monkeypatch):
     assert "turned" not in data["rows"][0]["cells"] and data["rows"][0]["cells"]["clean"]["n"] == 2
 
 
+def test_a_heatmap_says_what_every_test_costs(tmp_path, monkeypatch):
+    collected(tmp_path, monkeypatch)
+    for file in Path("docs/results/runs").iterdir():
+        entry = json.loads(file.read_text())
+        entry["eval"]["rotated"]["scores"]["acc"] -= 0.2
+        file.write_text(json.dumps(entry))
+    plain = {**PLAIN, "picture": "heatmap"}
+    for unit, change, worse in (("%", "-20.0", 0.4), ("mm", "x0.64", 0.0)):
+        given = {**plain, "unit": unit}
+        work = tables.jobs(given, "short")
+        data = tables.collect("small", given, "short", work, Path("docs/results/runs"))
+        cells = data["rows"][0]["cells"]
+        assert "change" not in cells["clean"] and cells["turned"]["change"] == change
+        assert cells["turned"]["worse"] == worse
+        assert f"| a | {change} |" in tables.markdown(data)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

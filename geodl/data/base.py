@@ -182,8 +182,13 @@ class Preprocess:
 
 def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) -> Shape:
     """Another triangulation of the shape. Labels come from the nearest point on the old surface:
-    that of its face, or of the nearest corner of its face; landmarks go to the nearest vertex."""
-    if any(name in shape.ops for name in ("edge", *LABEL_OPS)):
+    that of its face, or of the nearest corner of its face; landmarks go to the nearest vertex. A
+    benchmark's edge labels beside those of faces stay behind.
+
+    Raises:
+        UserError: the labels are those of edges.
+    """
+    if label_on == "edge":
         raise UserError(
             f"shape {shape.name} has labels on edges, which no re-meshing carries over: use the "
             "meshes as they are."
