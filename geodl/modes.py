@@ -71,17 +71,28 @@ def train(cfg: DictConfig) -> str:
         result = record.read_result(folder)
         if cfg.force or not (result and result.get("status") == "done"):
             _train(cfg, folder)
-        return _evaluate_run(cfg, folder)
+        try:
+            return _evaluate_run(cfg, folder)
+        except Exception:  # the training is done; what its evaluation died of stays on record
+            result = record.read_result(folder) or {}
+            record.write_json(
+                folder / "result.json", result | {"traceback": traceback.format_exc()}
+            )
+            raise
 
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Generator[None]:
+    """The folder for this process alone, when another one is through with it."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"{folder} is being trained by another process: wait for it.") from None
+        log.info("%s is being trained by another process: waiting for it", folder)
+        lock.acquire()
     try:
+        for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink()
         yield
     finally:
         lock.release()
@@ -117,6 +128,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         report = data.prepare()
         log.info("%s", report)
         _log_mended(report.mended)
+        for name in cfg.test:  # a change that the shapes cannot take is better known now
+            data.try_change(str(cfg.test[name].split), _perturbations(cfg, name))
         result |= {
             "protocol": data.spec.protocol,
             "split_checksum": data.split_checksum(),
@@ -417,6 +430,7 @@ def _evaluate_run(cfg: DictConfig, folder: Path) -> str:
     data = build_data(stored)
     data.process = preprocess_of(meta["preprocess"])
     result = record.read_result(folder) or {}
+    failed_before = result.pop("traceback", None)
     missing = record.missing_tests(cfg, result)
     entries = dict(result.get("eval", {}))
 
@@ -432,6 +446,8 @@ def _evaluate_run(cfg: DictConfig, folder: Path) -> str:
         rows = read_csv(folder / "metrics.csv")
         picture = folder / "figures" / "learning_curves.png"
         viz.learning_curves(rows, picture, task.monitor[0])
+    if failed_before:
+        record.write_json(folder / "result.json", result | {"eval": entries})
     return f"{text}\n{folder}"
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from geodl.augment import Augmentation, random_rotation, rotate
 from geodl.errors import UserError
 from geodl.ops.check import repair
-from geodl.ops.remesh import hole, loop, remesh, simplify, slide, subdivide
+from geodl.ops.remesh import holes, loop, remesh, simplify, slide, subdivide
 from geodl.shape import Shape
 from geodl.spec import DataSpec
 
@@ -36,6 +36,14 @@ class Perturbation(Augmentation):
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         raise NotImplementedError
+
+
+def _need_faces(change: Perturbation, shape: Shape) -> None:
+    if shape.is_cloud:
+        raise UserError(
+            f"{type(change).__name__} changes a mesh, but {shape.name} is a point cloud: leave out "
+            "the test set or augmentation that asks for it."
+        )
 
 
 class Rotate(Perturbation):
@@ -76,6 +84,8 @@ class Shuffle(Perturbation):
         ops = shape.ops
         if "target" in ops:
             ops = ops.added({"target": ops.target[order]}, {"target": "row"})
+        for name in (n for n, kind in ops.kinds.items() if kind == "index"):
+            ops = ops.added({name: place[ops[name]]}, {name: "index"})
         on_vertices = spec.label_on == "vertex" and shape.label is not None
         return shape.replace(
             pos=shape.pos[order],
@@ -89,7 +99,7 @@ class Shuffle(Perturbation):
 
 class Retriangulation(Perturbation):
     """Base of changes that give the surface other vertices. Labels and landmarks come from the
-    nearest point on the old surface. Clouds stay as they are."""
+    nearest point on the old surface."""
 
     cached = True
 
@@ -101,15 +111,14 @@ class Retriangulation(Perturbation):
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         from geodl.data.base import carried
 
-        if shape.is_cloud:
-            return shape
+        _need_faces(self, shape)
         mesh = repair(*self.mesh(shape.pos.double().numpy(), shape.face.numpy(), rng))
         new = carried(shape, mesh.pos.astype(np.float32), mesh.face, spec.label_on)
         return new.replace(pos=new.pos.float())
 
 
 class Remesh(Retriangulation):
-    """Re-meshing: the same surface, none of the old vertices.
+    """Re-meshing: the same surface, its vertices all over again.
 
     Args:
         ratio: new number of vertices over old.
@@ -190,8 +199,7 @@ class Slide(Perturbation):
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         from geodl.data.base import carried
 
-        if shape.is_cloud:
-            return shape
+        _need_faces(self, shape)
         face = shape.face.numpy()
         new = carried(shape, slide(shape.pos.numpy(), face, self.amount, rng), face, spec.label_on)
         return new.replace(pos=new.pos.float())
@@ -218,7 +226,7 @@ class Cloud(Perturbation):
 
 
 class Holes(Retriangulation):
-    """Connected patches of the surface taken away.
+    """Patches of the surface taken away: the faces nearest to a random one.
 
     Args:
         count: number of patches.
@@ -238,14 +246,12 @@ class Holes(Retriangulation):
     def mesh(
         self, pos: NDArray[np.float64], face: NDArray[np.int64], rng: np.random.Generator
     ) -> Mesh:
-        for _ in range(self.count):
-            face = hole(pos, face, self.share / self.count, rng)
-        return pos, face
+        return pos, holes(pos, face, self.share, self.count, rng)
 
 
 class Unregister(Retriangulation):
-    """Another triangulation of every shape, each in a way of its own: re-meshed, simplified or
-    subdivided and re-meshed, to between ``low`` and ``high`` times the vertices; then noise and
+    """Another triangulation of every shape, each in a way of its own: re-meshed, or subdivided and
+    simplified, to between ``low`` and ``high`` times the vertices; then noise and
     holes, if asked for. What it leaves is a scan: same surface, no correspondence.
 
     Args:
@@ -263,6 +269,11 @@ class Unregister(Retriangulation):
         seed: int = 0,
     ) -> None:
         super().__init__(seed)
+        if not 0 < low <= high or noise < 0 or not 0 <= holes < 1:
+            raise UserError(
+                f"augment.unregister: low={low}, high={high} must be positive, in this order, "
+                f"noise={noise} not negative, holes={holes} in [0, 1)."
+            )
         self.low, self.high, self.noise, self.holes = low, high, noise, holes
 
     def mesh(
@@ -275,8 +286,7 @@ class Unregister(Retriangulation):
         ]
         new, triangles = ways[rng.integers(len(ways))]()
         if self.holes:
-            for _ in range(2):
-                triangles = hole(new, triangles, self.holes / 2, rng)
+            triangles = holes(new, triangles, self.holes, 2, rng)
         if self.noise:
             new = new + rng.standard_normal(new.shape) * self.noise
         return new, triangles

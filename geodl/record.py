@@ -163,15 +163,19 @@ def ledger_entry(cfg: DictConfig) -> Path:
 def to_ledger(folder: Path, ledger: Path) -> Path | None:
     """Copy a finished run's result, with its evaluations, to the ledger; None if not finished.
 
-    An entry that has more test sets stays: the numbers of a row come from one training.
+    The numbers of an entry come from one training: test sets of the same training are joined, of
+    two trainings the later one stays.
     """
     result = read_result(folder)
     if result is None or result.get("status") != "done":
         return None
+    result.pop("traceback", None)
     ledger.mkdir(parents=True, exist_ok=True)
     entry = ledger / f"{folder.name}.json"
     known = json.loads(entry.read_text()) if entry.is_file() else {}
-    if not set(known.get("eval", {})) > set(result["eval"]):
+    if known.get("finished") == result["finished"]:
+        result["eval"] = {**known["eval"], **result["eval"]}
+    if known.get("finished", "") <= result["finished"] and known != result:
         write_json(entry, result)
     return entry
 

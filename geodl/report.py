@@ -23,13 +23,14 @@ from geodl import record
 from geodl.data.files import atomic
 from geodl.errors import UserError
 from geodl.ops.remesh import nearest, simplify
-from geodl.run import headline
+from geodl.run import headline, main_metric
+from geodl.tables import notes, written
 
 log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("report.html")
 VERTICES = 3000  # a larger mesh is decimated for the page
 SHAPES = 4  # of each run and test set
-BYTES = 7_000_000  # of shapes in all; plotly's library takes another five million
+BYTES = 14_500_000  # of the page; plotly's library takes five million
 
 
 def report(cfg: DictConfig) -> str:
@@ -41,7 +42,10 @@ def report(cfg: DictConfig) -> str:
     outputs = Path(cfg.paths.outputs).expanduser()
     results = Path(cfg.paths.ledger).expanduser().parent
     runs = list(finished(outputs))
-    tables = [json.loads(f.read_text()) for f in sorted(results.glob("*.json"))]
+    tables = [
+        table | {"notes": notes(table), "image": _image(results / f"{table['file']}.png")}
+        for table in written(results)
+    ]
     if not runs and not tables:
         raise UserError(
             f"there is no finished run in {outputs} and no table in {results}: train something "
@@ -49,16 +53,16 @@ def report(cfg: DictConfig) -> str:
         )
     place = Path(cfg.output or outputs / "report.html").expanduser()
     record.make_folder(place.parent)
-    shown = scenes(runs)
     data: dict[str, Any] = {
         "made": time.strftime("%Y-%m-%d %H:%M"),
         "commit": str(record.commit()["commit"] or "")[:8],
         "groups": groups(runs),
         "curves": curves(runs),
         "confusions": confusions(runs),
-        "scenes": shown,
         "tables": tables,
+        "scenes": [],
     }
+    data["scenes"] = shown = scenes(runs, BYTES - len(page(data)))
     with atomic(place) as part:
         part.write_text(page(data))
     shapes = sum(len(s["shapes"]) for s in shown)
@@ -73,6 +77,10 @@ def page(data: dict[str, Any]) -> str:
     content = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     text = TEMPLATE.read_text().replace("/*PLOTLY*/", get_plotlyjs())
     return text.replace("/*DATA*/", content.replace("</", "<\\/"))
+
+
+def _image(file: Path) -> str | None:
+    return base64.b64encode(file.read_bytes()).decode() if file.is_file() else None
 
 
 def _finite(value: Any) -> Any:
@@ -113,6 +121,7 @@ def label(result: dict[str, Any]) -> str:
     words += [f"time {encoder['time']}"] if "time" in encoder else []
     words += ["no gradients"] if encoder.get("gradient") is False else []
     words += [config["task"]["refine"]] if config["task"].get("refine") else []
+    words += [f"select={config['select']}"] if config.get("select", "last") != "last" else []
     return ", ".join(words)
 
 
@@ -137,7 +146,7 @@ def groups(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
         for test in first["eval"]:
             values = [headline(r)[test] for r in results if test in r["eval"]]
             scores = first["eval"][test]["scores"]
-            metric = next(k for k, v in scores.items() if v == headline(first)[test])
+            metric = main_metric(scores)
             factor = 100.0 if metric.endswith("acc") else 1.0
             rows.append(
                 {
@@ -219,9 +228,9 @@ def _first_seeds(
 # ---- shapes ----
 
 
-def scenes(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+def scenes(runs: list[tuple[Path, dict[str, Any]]], room: int) -> list[dict[str, Any]]:
     """Shapes to look at: of the first seed of every configuration, the clean test set first, until
-    the page is full."""
+    ``room`` characters are full."""
     files = [
         (test != next(iter(result["eval"])), folder, result, test)
         for folder, result in _first_seeds(runs)
@@ -229,14 +238,15 @@ def scenes(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
         if (folder / "eval" / f"{test}-shapes.npz").is_file()
     ]
     found: list[dict[str, Any]] = []
-    used = 0
     for _, folder, result, test in sorted(files, key=lambda f: f[0]):
         shapes = _shapes(folder / "eval" / f"{test}-shapes.npz")
         size = sum(len(json.dumps(s)) for s in shapes)
-        if used + size > BYTES:
-            log.info("the page is full: no shapes of %s, %s", folder.name, test)
-            continue
-        used += size
+        if size > room:
+            log.info(
+                "the page is full: no shapes of %s, %s, and of those after it", folder.name, test
+            )
+            break
+        room -= size
         up = "z" if result["eval"][test].get("up") == "z" else "y"
         found.append({"name": f"{_title(folder, result)}, {test}", "up": up, "shapes": shapes})
     return found

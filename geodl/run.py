@@ -81,21 +81,37 @@ def _hydra(words: list[str]) -> int:
         for fault in faults:
             raise fault
         return 0
-    # Every job, in whatever process or on whatever machine it runs, leaves one line here.
     outputs = next(
         (w.partition("=")[2] for w in words if w.startswith("paths.outputs=")), "outputs"
     )
-    board = Path(outputs).expanduser().resolve() / ".hydra" / f"sweep-{os.getpid()}.jsonl"
-    os.environ["GEODL_SWEEP"] = str(board)
-    try:
+    with _board(Path(outputs)) as entries:
         job(sweep_job)()
-        lines = board.read_text().splitlines() if board.is_file() else []
-        return 1 if summary([json.loads(line) for line in lines]) else 0
+    return 1 if summary(entries) else 0
+
+
+@contextlib.contextmanager
+def _board(outputs: Path) -> Generator[list[dict[str, Any]]]:
+    """What becomes of a sweep's jobs: each leaves one line in a file, in whatever process or on
+    whatever machine it runs; the list is filled at the end. A launcher that gives up on a job (out
+    of time, say) takes nothing from the others."""
+    board = outputs.expanduser().resolve() / ".hydra" / f"sweep-{os.getpid()}.jsonl"
+    board.unlink(missing_ok=True)
+    os.environ["GEODL_SWEEP"] = str(board)
+    entries: list[dict[str, Any]] = []
+    try:
+        yield entries
+    except Exception as error:
+        if explain(error) is not None or not board.is_file():
+            raise
+        log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+        entries.append({"job": "the launcher", "status": "failed"})
     finally:
+        if board.is_file():
+            entries[:0] = [json.loads(line) for line in board.read_text().splitlines()]
         board.unlink(missing_ok=True)
 
 
-def launch(jobs: list[list[str]], words: list[str]) -> list[dict[str, Any]]:
+def launch(jobs: list[list[str]], words: list[str], outputs: Path) -> list[dict[str, Any]]:
     """Run jobs, each a list of overrides, by Hydra's launcher (whichever ``words`` choose); what
     became of them. Only inside a command line of geodl."""
     from hydra._internal.callbacks import Callbacks
@@ -110,7 +126,9 @@ def launch(jobs: list[list[str]], words: list[str]) -> list[dict[str, Any]]:
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=sweep_job, config=config
     )
-    return [cast("dict[str, Any]", done.return_value) for done in launcher.launch(jobs, 0)]
+    with _board(outputs) as entries:
+        launcher.launch(jobs, 0)
+    return entries
 
 
 def run(cfg: Any) -> None:
@@ -145,23 +163,25 @@ def _skip(cfg: Any) -> bool:
 def headline(result: dict[str, Any]) -> dict[str, float]:
     """One metric of every test set of a result: an accuracy, or an error between surfaces."""
 
-    def first(scores: dict[str, float]) -> float:
-        order = [*(k for k in scores if k.endswith("acc")), "surface", "error", *scores]
-        return next(scores[k] for k in order if k in scores)
+    entries = result.get("eval", {}).items()
+    return {name: entry["scores"][main_metric(entry["scores"])] for name, entry in entries}
 
-    return {name: first(entry["scores"]) for name, entry in result.get("eval", {}).items()}
+
+def main_metric(scores: dict[str, float]) -> str:
+    order = [*(k for k in scores if k.endswith("acc")), "surface", "error", *scores]
+    return next(k for k in order if k in scores)
 
 
 # ---- sweeps ----
 
 
-def sweep_job(cfg: Any) -> dict[str, Any]:
+def sweep_job(cfg: Any) -> None:
     """One job of a sweep: skipped here, or run in a process of its own, so that a crash stays its
     own. It never raises: the sweep goes on, and the summary tells."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)
-    entry: dict[str, Any] = {"job": " ".join(overrides), "start": time.time()}
+    entry: dict[str, Any] = {"job": " ".join(overrides)}
     try:
         _validate(cfg)
         folder = record.run_folder(cfg) if cfg.mode == "train" else None
@@ -175,8 +195,7 @@ def sweep_job(cfg: Any) -> dict[str, Any]:
             command = [sys.executable, "-m", "geodl", *overrides]
             with _device(cfg) as device:
                 environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
-                alone = _die_along if sys.platform == "linux" else None
-                done = subprocess.run(command, env=environment | device, preexec_fn=alone)
+                done = subprocess.run(command, env=environment | device, preexec_fn=die_along)
                 code = done.returncode
             if code in (-2, 130):
                 raise KeyboardInterrupt
@@ -187,19 +206,18 @@ def sweep_job(cfg: Any) -> dict[str, Any]:
     except Exception as error:
         entry |= {"status": "failed"}
         sys.stderr.write(f"geodl: {explain(error) or traceback.format_exc()}\n")
-    if "GEODL_SWEEP" in os.environ:
-        board = Path(os.environ["GEODL_SWEEP"])
-        board.parent.mkdir(parents=True, exist_ok=True)
-        with board.open("a") as stream:
-            stream.write(json.dumps(entry) + "\n")
-    return entry
+    board = Path(os.environ["GEODL_SWEEP"])
+    board.parent.mkdir(parents=True, exist_ok=True)
+    with board.open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
 
 
-def _die_along() -> None:
-    """In a job's process: a killed sweep leaves no job behind that a new one would wait for."""
+def die_along() -> None:
+    """In a new process: to be killed with the one that started it (Linux)."""
     import ctypes
 
-    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
 
 
 @contextlib.contextmanager
@@ -338,6 +356,7 @@ def _near(word: str, known: Any) -> str:
 
 def explain(error: BaseException) -> str | None:
     """One sentence for a user's mistake; None for a fault of ours."""
+    import hydra
     from hydra.errors import HydraException, MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -353,11 +372,14 @@ def explain(error: BaseException) -> str | None:
             return str(link)
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         inside = traceback.extract_tb(error.__traceback__)
-        if inside and "hydra" in inside[-1].filename:  # a word that its parser did not foresee
+        home = str(Path(hydra.__file__).parent)
+        if inside and inside[-1].filename.startswith(home):  # a word that it did not foresee
             return f"the command line cannot be understood: {' '.join(str(error).split())}."
         return None
     if isinstance(error, MissingConfigException):
         missing = str(error.missing_cfg_file or "")
+        if missing.startswith("hydra/launcher/"):
+            return f"the launcher {missing[15:]} is not there: pip install geodl[launchers]."
         group, _, name = missing.partition("/")
         options: list[str] = []
         if group:

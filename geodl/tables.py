@@ -25,14 +25,14 @@ from geodl import record
 from geodl.data.files import atomic
 from geodl.errors import UserError
 
-BUDGETS = ("smoke", "short", "paper")
 # What may be given on the command line beside a table: nothing that changes what is trained.
 BESIDE = (
     *("mode", "table", "budget", "paths", "trainer", "workers", "logger", "figures"),
-    *("debug", "allow", "force", "sweep"),
+    *("allow", "force", "sweep"),
 )
+PICTURES = ("bars", "curve", "heatmap")
 # A row's own, or the table's.
-_BOTH = ("published_on", "verified", "metric", "unit", "better", "seeds", "budgets")
+_BOTH = ("published_on", "verified", "metric", "unit", "seeds", "budgets")
 TABLE_KEYS = {
     *("title", "about", "columns", "rows", "source", "evidence", "picture", "claims"),
     *_BOTH,
@@ -42,6 +42,7 @@ ROW_KEYS = {
     *("note", "published", "epochs_published"),
     *_BOTH,
 }
+COLUMN_KEYS = {"name", "test", "metric", "unit"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def table(cfg: DictConfig) -> str:
         from geodl.run import launch, summary
 
         chosen = [w for w in hydra.overrides.task if w.startswith(("sweep=", "paths."))]
-        entries = launch([list(job.words) for job in todo], [*hydra.overrides.hydra, *chosen])
+        words = [*hydra.overrides.hydra, *chosen]
+        entries = launch([list(job.words) for job in todo], words, Path(cfg.paths.outputs))
         failed = summary(entries)
         _collect_finished(todo, ledger)
     data = collect(name, plain, str(cfg.budget), work, ledger)
@@ -90,7 +92,9 @@ def table(cfg: DictConfig) -> str:
     write(data, folder)
     text = f"{markdown(data)}\n{folder / data['file']}.md"
     if failed:
-        raise UserError(f"{failed} of {len(todo)} runs failed; the table has the others:\n{text}")
+        sys.stdout.write(f"{text}\n")
+        sys.stderr.write(f"geodl: {failed} of {len(todo)} runs failed; the table has the others\n")
+        sys.exit(1)
     return text
 
 
@@ -99,6 +103,8 @@ def _extra(words: Sequence[str]) -> list[str]:
     taken: list[str] = []
     for word in words:
         key, dot, _ = word.lstrip("+~").partition("=")[0].partition(".")
+        if word == "debug=trace":
+            continue
         if key.split("/")[0] not in BESIDE or (key == "trainer" and dot):
             raise UserError(
                 f"{word} cannot be given with mode=table: a row's runs are its experiment's, "
@@ -110,16 +116,29 @@ def _extra(words: Sequence[str]) -> list[str]:
 
 
 def check(name: str, plain: Mapping[str, Any]) -> None:
-    """Raises UserError where a table has a key that nothing reads, or lacks one."""
-    for key in plain:
-        if key not in TABLE_KEYS:
-            raise UserError(f"table/{name}.yaml: {key} is not known: choose {_list(TABLE_KEYS)}.")
-    for i, row in enumerate(plain["rows"]):
-        for key in row:
-            if key not in ROW_KEYS:
+    """Raises UserError where a table says something that nothing reads, or lacks something."""
+
+    def known(where: str, given: Iterable[str], choices: Iterable[str]) -> None:
+        for key in given:
+            if key not in choices:
                 raise UserError(
-                    f"table/{name}.yaml: rows[{i}].{key} is not known: choose {_list(ROW_KEYS)}."
+                    f"table/{name}.yaml: {where}{key} is not known: choose {_list(choices)}."
                 )
+
+    known("", plain, TABLE_KEYS)
+    for key in ("title", "columns", "rows"):
+        if not plain.get(key):
+            raise UserError(f"table/{name}.yaml has no {key}: see table/order_invariance.yaml.")
+    known("picture: ", [plain["picture"]] if "picture" in plain else [], PICTURES)
+    titles, tests = [str(c.get("name")) for c in plain["columns"]], {"clean"}
+    for i, column in enumerate(plain["columns"]):
+        known(f"columns[{i}].", column, COLUMN_KEYS)
+        tests |= {column["test"]} if "test" in column else set()
+    for i, row in enumerate(plain["rows"]):
+        known(f"rows[{i}].", row, ROW_KEYS)
+        known(f"rows[{i}].tests: ", row.get("tests", ()), tests)
+        if isinstance(given := row.get("published"), Mapping):
+            known(f"rows[{i}].published: ", given, titles)
 
 
 def _list(words: Iterable[str]) -> str:
@@ -161,7 +180,7 @@ def shortened(plain: Mapping[str, Any], row: Mapping[str, Any], budget: str) -> 
 def columns(plain: Mapping[str, Any], row: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The columns that a row fills, with the row's own metric where the column has none."""
     own = row.get("tests")
-    rest = {k: row.get(k, plain.get(k)) for k in ("metric", "unit", "better")}
+    rest = {k: row.get(k, plain.get(k)) for k in ("metric", "unit")}
     rest["test"] = row.get("test", "clean")
     filled = [{**rest, **column} for column in plain["columns"]]
     return [c for c in filled if own is None or c["test"] in own]
@@ -207,11 +226,15 @@ def collect(
         results = [(json.loads(f.read_text()), cfg) for f, cfg in files if f.is_file()]
         rows.append(_row(plain, row, results))
         if mine:
-            rows[-1]["budget"] = shortened(plain, row, budget)
-    kept = ("title", "about", "source", "evidence", "picture", "claims")
+            words = [w for w in mine[0].words if not w.startswith(("seed=", "paths."))]
+            seeds = ",".join(str(job.seed) for job in mine)
+            rows[-1]["command"] = " ".join([*words, f"seed={seeds}"])
+    short = budget == "short"
+    kept = ("about", "source", "evidence", "picture", *(["claims"] if short else []))
     return {
         "name": name,
-        "file": name if budget == "short" else f"{name}-{budget}",
+        "title": plain["title"] if short else f"{plain['title']} (budget {budget})",
+        "file": name if short else f"{name}-{budget}",
         "budget": budget,
         "overrides": (plain.get("budgets") or {}).get(budget) or [],
         **{k: plain[k] for k in kept if plain.get(k)},
@@ -231,15 +254,19 @@ def _row(
     elsewhere = row.get("published_on", plain.get("published_on"))
     for column in columns(plain, row):
         test, title = column["test"], str(column["name"])
-        values = [
-            float(result["eval"][test]["scores"][column["metric"]])
+        scores = [
+            result["eval"][test]["scores"]
             for result, cfg in results
             if test in result.get("eval", {})
             and (cfg is None or test not in record.missing_tests(cfg, result))
-            and column["metric"] in result["eval"][test]["scores"]
         ]
+        for known in (s for s in scores if column["metric"] not in s):
+            raise UserError(
+                f"{row['name']} has no metric {column['metric']}: choose {_list(known)}."
+            )
+        values = [float(s[column["metric"]]) for s in scores]
         factor = 100.0 if column.get("unit") == "%" else 1.0
-        cell: dict[str, Any] = {"unit": column.get("unit"), "better": column.get("better")}
+        cell: dict[str, Any] = {"unit": column.get("unit")}
         if values:
             spread = statistics.stdev(values) if len(values) > 1 else None
             cell |= {
@@ -253,7 +280,7 @@ def _row(
                 cell["elsewhere"] = elsewhere
             elif verified and values:
                 cell["difference"] = round(cell["mean"] - cell["published"], 4)
-        if len(cell) > 2:
+        if len(cell) > 1:
             cells[title] = cell
     if plain.get("picture") == "heatmap":
         _compare(cells, str(plain["columns"][0]["name"]))
@@ -271,7 +298,6 @@ def _row(
         "protocol": _one(r["protocol"] for r in first),
         "commit": sorted({str(r["commit"])[:8] for r in first}),
         "runs": sorted(f"{r['hash']}-s{r['seed']}" for r in first),
-        "train": _mean(r["train"].get("train/acc") for r in first),
     }
 
 
@@ -281,12 +307,15 @@ def _compare(cells: dict[str, Any], standard: str) -> None:
     """
     before = cells.get(standard, {}).get("mean")
     for name, cell in cells.items():
-        if name == standard or not before or not cell.get("mean"):
+        mean = cell.get("mean")
+        if name == standard or before is None or mean is None:
             continue
-        gap, factor = cell["mean"] - before, cell["mean"] / before
-        points = cell["unit"] == "%"
-        harm = -gap / 50.0 if points else math.log2(factor) / 3.0
-        cell["change"] = f"{round(gap, 1) + 0.0:+.1f}" if points else f"x{factor:.2f}"
+        if cell["unit"] == "%":
+            cell["change"] = f"{round(mean - before, 1) + 0.0:+.1f}"
+            harm = (before - mean) / 50.0
+        else:
+            cell["change"] = f"x{mean / max(before, 1e-9):.2f}"
+            harm = math.log2(max(mean, 1e-9) / max(before, 1e-9)) / 3.0
         cell["worse"] = round(min(1.0, max(0.0, harm)), 3)
 
 
@@ -294,11 +323,6 @@ def _one(values: Iterable[Any]) -> Any:
     """The value that all share, the list of different ones, or None."""
     found = list(dict.fromkeys(values))
     return None if not found else found[0] if len(found) == 1 else found
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    found = [v for v in values if v is not None]
-    return round(statistics.fmean(found), 4) if found else None
 
 
 # ---- files ----
@@ -312,19 +336,30 @@ def write(data: Mapping[str, Any], folder: Path) -> None:
     for suffix, text in ((".md", markdown(data)), (".csv", as_csv(data)), (".tex", latex(data))):
         with atomic(stem.with_suffix(suffix)) as part:
             part.write_text(text)
-    if data.get("picture") and any(c.get("n") for r in data["rows"] for c in r["cells"].values()):
+    if _drawn(data):
         from geodl import viz
 
         getattr(viz, f"table_{data['picture']}")(data, stem.with_suffix(".png"))
+
+
+def _drawn(data: Mapping[str, Any]) -> bool:
+    """Whether there is a picture: a table that asks for one, and has numbers."""
+    filled = any(c.get("n") for r in data["rows"] for c in r["cells"].values())
+    return bool(data.get("picture")) and filled
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    """The tables of a folder, as they were written."""
+    found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    return [t for t in found if isinstance(t, dict) and {"columns", "rows", "file"} <= t.keys()]
 
 
 def number(cell: Mapping[str, Any]) -> str:
     """Ours: mean ± standard deviation (number of seeds)."""
     if not cell.get("n"):
         return ""
-    digits = 2
-    spread = f" ± {cell['std']:.{digits}f}" if cell["std"] is not None else ""
-    return f"{cell['mean']:.{digits}f}{spread} ({cell['n']})"
+    spread = f" ± {cell['std']:.2f}" if cell["std"] is not None else ""
+    return f"{cell['mean']:.2f}{spread} ({cell['n']})"
 
 
 def _published(cell: Mapping[str, Any]) -> str:
@@ -384,14 +419,7 @@ def _plain(value: Any) -> str:
 def notes(data: Mapping[str, Any]) -> list[str]:
     """What stands below a table."""
     words = f": {' '.join(data['overrides'])}" if data["overrides"] else ""
-    lines = [f"Budget {data['budget']}{words}."]
-    own = {
-        f"{r['name']}: {' '.join(r['budget']) or 'the experiment as it is'}"
-        for r in data["rows"]
-        if "budget" in r and r["budget"] != data["overrides"]
-    }
-    if own:
-        lines.append(f"Rows with a budget of their own: {'; '.join(sorted(own))}.")
+    lines = [f"Budget {data['budget']}{words}; every row's command stands below."]
     lines.append("Ours: mean ± standard deviation over seeds (number of seeds).")
     published = [c for r in data["rows"] for c in r["cells"].values() if "published" in c]
     if published:
@@ -415,14 +443,25 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += ["", *(f"- {line}" for line in notes(data)), ""]
     if data.get("picture") == "heatmap":
         lines += [*_changes(data), ""]
-    if data.get("picture"):
+    if _drawn(data):
         lines += [f"![{data['title']}]({data['file']}.png)", ""]
     for claim in data.get("claims", ()):
         lines += [str(claim).strip(), ""]
-    lines.append(
-        f"Written by `geodl mode=table table={data['name']} budget={data['budget']}`; do not edit."
-    )
+    lines += ["## Commands", ""]
+    for r in data["rows"]:
+        if "command" in r:
+            many = "-m " if "," in r["command"].rsplit("seed=", 1)[1] else ""
+            lines.append(f"- {_where(r)}{r['name']}: `geodl {many}{r['command']}`")
+    lines += [
+        "",
+        f"Written by `geodl mode=table table={data['name']} budget={data['budget']}`; do not edit.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _where(row: Mapping[str, Any]) -> str:
+    """The section of a row, without its unit."""
+    return f"{str(row['section']).split(',')[0]}: " if "section" in row else ""
 
 
 def _changes(data: Mapping[str, Any]) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from geodl.data.files import atomic
 from geodl.record import to_ledger
 from geodl.report import label
-from geodl.tables import in_words
+from geodl.tables import in_words, written
 
 HEAD = """# Results
 
@@ -30,7 +31,7 @@ it.
 
 Everything in the ledger ([runs/](runs)): mean and standard deviation over seeds; accuracies in
 percent, errors of faces in millimetres, geodesic errors x 100 over the root of the area. Every
-number is that of the last epoch; nothing was selected on test data. Written by
+number is that of the last epoch, or of the one that a model's `select=` names. Written by
 `scripts/ledger.py`; do not edit.
 
 """
@@ -61,8 +62,8 @@ def trained(group: list[dict[str, Any]]) -> str:
 
 def head(results: Path) -> str:
     """The title, with a link to every table."""
-    found = [json.loads(f.read_text()) for f in sorted(results.glob("*.json"))]
-    return HEAD.format(tables="\n".join(f"- [{t['title']}]({t['file']}.md)" for t in found))
+    tables = [f"- [{t['title']}]({t['file']}.md)" for t in written(results)]
+    return HEAD.format(tables="\n".join(tables))
 
 
 def table(ledger: Path) -> str:
@@ -97,7 +98,7 @@ BLOCK = ("<!-- tables: written by scripts/ledger.py -->\n", "<!-- /tables -->")
 
 def readme(text: str, results: Path) -> str:
     """The README with the list of tables, and their numbers, between its two marks."""
-    found = [json.loads(f.read_text()) for f in sorted(results.glob("*.json"))]
+    found = [t for t in written(results) if t["budget"] != "smoke"]
     before, rest = text.split(BLOCK[0])
     after = rest.split(BLOCK[1])[1]
     lines = "\n".join(in_words(t, "docs/results") for t in found)
@@ -111,7 +112,10 @@ if __name__ == "__main__":
     for result in sorted(outputs.rglob("result.json")):
         if entry := to_ledger(result.parent, ledger):
             print(entry)
-    (ledger.parent / "README.md").write_text(table(ledger))
+    texts = {ledger.parent / "README.md": table(ledger)}
     page = Path("README.md")
     if page.is_file() and BLOCK[0] in page.read_text():
-        page.write_text(readme(page.read_text(), ledger.parent))
+        texts[page] = readme(page.read_text(), ledger.parent)
+    for place, text in texts.items():
+        with atomic(place) as part:
+            part.write_text(text)

@@ -31,10 +31,14 @@ from optuna.trial import TrialState
 from geodl import record
 from geodl.build import compose
 from geodl.errors import UserError
-from geodl.run import explain
+from geodl.run import die_along, explain
 
 SPAN = re.compile(r"(range|log|int)\(([^,]+),([^,]+)\)")
 MAXIMISED = ("acc", "miou", "auc", "exact", "cover")
+
+
+class Failed(Exception):
+    """A run that ended with an error: the search goes on with another."""
 
 
 def suggest(trial: optuna.Trial, key: str, space: str) -> Any:
@@ -71,7 +75,8 @@ def objective(trial: optuna.Trial, words: list[str], metric: str) -> float:
     cfg = compose(chosen)
     folder = record.run_folder(cfg)
     trial.set_user_attr("run", folder.name)
-    process = subprocess.Popen([sys.executable, "-m", "geodl", *chosen])
+    command = [sys.executable, "-m", "geodl", *chosen]
+    process = subprocess.Popen(command, preexec_fn=die_along)
     reported = 0
     try:
         while True:
@@ -89,10 +94,12 @@ def objective(trial: optuna.Trial, words: list[str], metric: str) -> float:
         if process.poll() is None:
             process.terminate()
             process.wait()
-    if code or not found:
+    if code:
+        raise Failed(f"trial {trial.number} failed: {folder}/result.json says how.")
+    if not found:
         raise UserError(
-            f"trial {trial.number} failed, or has no {metric}: see {folder}, and give --metric one "
-            "of the columns of its metrics.csv."
+            f"trial {trial.number} has no {metric}: give --metric one of the columns of "
+            f"{folder}/metrics.csv."
         )
     better = max if trial.study.direction == optuna.study.StudyDirection.MAXIMIZE else min
     return better(found)
@@ -145,21 +152,36 @@ def main() -> None:
     study = optuna.create_study(
         study_name=given.name,
         storage=f"sqlite:///{place / given.name}.db",
-        sampler=optuna.samplers.TPESampler(seed=given.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2),
         direction=direction,
         load_if_exists=True,
     )
+    about = {"words": sorted(given.words), "metric": given.metric}
+    for key, value in about.items():
+        if study.user_attrs.setdefault(key, value) != value:
+            raise UserError(
+                f"{place / given.name}.db searched with {key} {study.user_attrs[key]}: give this "
+                "search a name of its own, --name."
+            )
+        study.set_user_attr(key, value)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # killed: its run will resume
         study.enqueue_trial(trial.params, skip_if_exists=False)
         study.tell(trial.number, state=TrialState.FAIL)
+    failures = 0
     while True:
         over = study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
         if len(over) >= given.trials:
             break
-        study.optimize(lambda t: objective(t, given.words, given.metric), n_trials=1)
-        draw(study, given.metric, place / f"{given.name}.png")
+        # A restarted search must not draw the trials of its first start again.
+        study.sampler = optuna.samplers.TPESampler(seed=given.seed + len(study.trials))
+        study.optimize(
+            lambda t: objective(t, given.words, given.metric), n_trials=1, catch=(Failed,)
+        )
         last = study.trials[-1]
+        failures = failures + 1 if last.state == TrialState.FAIL else 0
+        if failures == 3:
+            raise UserError("three trials in a row failed: the result.json of their runs say how.")
+        draw(study, given.metric, place / f"{given.name}.png")
         print(f"trial {last.number}: {last.state.name.lower()}, {last.params}, {last.value}")
     best = study.best_trial
     print(f"best: {given.metric} {best.value:.4f} with {best.params} ({best.user_attrs['run']})")

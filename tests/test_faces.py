@@ -12,6 +12,7 @@ from conftest import grid, icosphere, write_off
 from scipy.sparse.csgraph import dijkstra
 
 from geodl.build import build, compose
+from geodl.data.base import edges_of
 from geodl.data.coma import EXPRESSIONS, PEOPLE, CoMA
 from geodl.data.dfaust import DFAUST
 from geodl.data.ellipsoids import Ellipsoids
@@ -428,17 +429,23 @@ def test_unregister_keeps_the_surface_and_the_true_vertices(paths):
     holed = Unregister(holes=0.2)(shape, np.random.default_rng(0), data.spec)
     missing = to_surface(shape.pos, (holed.pos, holed.face))
     assert (missing > 0.05).float().mean() > 0.05
-    less = Holes(share=0.3)(shape, np.random.default_rng(0), data.spec)
-    assert len(less.face) == pytest.approx(0.7 * len(shape.face), abs=2)
+    for count in (1, 3):
+        less = Holes(count, share=0.3)(shape, np.random.default_rng(0), data.spec)
+        assert len(less.face) == pytest.approx(0.7 * len(shape.face), abs=2)
+    with pytest.raises(UserError, match=r"low=2.0, high=1.4 must be positive, in this order"):
+        Unregister(low=2.0)
 
 
 def test_shuffle_loses_the_order_but_not_the_surface(paths):
     data, shape = head_shape(paths)
+    edge = edges_of(shape.face)[0]
+    shape = shape.replace(ops=shape.ops.added({"edge": edge}, {"edge": "index"}))
     mixed = Shuffle()(shape, np.random.default_rng(0), data.spec)
     assert not torch.equal(mixed.pos, shape.pos) and torch.equal(mixed.ops.target, mixed.pos)
     torch.testing.assert_close(
         triangles(mixed.pos, mixed.face)[0], triangles(shape.pos, shape.face)[0]
     )
+    assert torch.equal(mixed.pos[mixed.ops.edge], shape.pos[edge]), "labels stay with their edges"
 
 
 # ---- the task ----

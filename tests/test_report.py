@@ -11,7 +11,7 @@ import pytest
 from conftest import icosphere
 from hydra.core.global_hydra import GlobalHydra
 
-from geodl import report
+from geodl import report, viz
 from geodl.build import compose
 from geodl.errors import UserError
 from geodl.run import run
@@ -38,10 +38,19 @@ def page(tmp_path_factory):
             "cells": {"acc": {"mean": 1.0, "std": None, "n": 1}},
         }
         row["cells"]["acc"] |= {"published": 2.0, "verified": False, "unit": "%"}
-        table = {"name": "t", "title": "T", "columns": ["acc"], "picture": "bars", "rows": [row]}
-        (results / "t.json").write_text(json.dumps(table))
+        table = {"title": "T", "columns": ["acc"], "rows": [row], "budget": "x", "overrides": []}
+        bars = table | {"file": "bars", "picture": "bars"}
+        (results / "bars.json").write_text(json.dumps(bars))
+        viz.table_bars(bars, results / "bars.png")
+        cell = {"mean": 1.0, "std": None, "n": 1, "unit": "%", "change": "-40.0", "worse": 0.8}
+        heat = {"acc": {"mean": 1.0, "std": None, "n": 1, "unit": "%"}, "turned": cell}
+        heat = table | {"columns": ["acc", "turned"], "rows": [row | {"cells": heat}]}
+        (results / "heat.json").write_text(
+            json.dumps(heat | {"file": "heat", "picture": "heatmap"})
+        )
+        (results / "other.json").write_text("[1, 2]")
         text = report.report(compose(["mode=report"]))
-        assert "2 runs, 1 tables" in text
+        assert "2 runs, 2 tables" in text
     return here / "outputs" / "report.html"
 
 
@@ -71,6 +80,23 @@ def test_meshes_are_quantised_and_large_ones_decimated():
     assert np.abs(np.linalg.norm(back, axis=1) - 1).max() < 0.01
     shown = np.frombuffer(base64.b64decode(layer["color"]), np.uint8).reshape(-1, 3) / 255 * 2 - 1
     assert np.abs(shown - back).max() < 0.1
+
+
+def test_a_diverged_run_and_a_selected_epoch_are_told():
+    config = {"task": {"_target_": "x.Task"}, "encoder": {"_target_": "x.Net"}, "select": "test"}
+    result = {
+        "hash": "a",
+        "seed": 0,
+        "protocol": "p",
+        "epochs": 1,
+        "parameters": 1,
+        "seconds_per_epoch": 1.0,
+        "config": config | {"features": {"_target_": "x.XYZ"}},
+        "eval": {"clean": {"scores": {"l1": 0.5, "error": float("nan")}}},
+    }
+    (row,) = report.groups([(Path("a"), result)])
+    assert row["metric"] == "error" and np.isnan(row["value"])
+    assert row["model"] == "Net, XYZ, select=test"
 
 
 def test_nothing_to_report(tmp_path, monkeypatch):
@@ -125,6 +151,14 @@ def test_the_page_works_from_a_file(page, browser):
         cells = browser.find_elements(By.CSS_SELECTOR, "#comparison td:nth-child(5)")
         seen.append([float(c.text.split(" ")[0]) for c in cells])
     assert seen[0] == sorted(seen[0]) and seen[1] == sorted(seen[0], reverse=True)
+
+    # Tables: the heat map is a coloured table, others have their picture.
+    heat = browser.find_elements(By.CSS_SELECTOR, "#table-heat td")
+    assert [c.text.split() for c in heat[1:3]] == [["1.0"], ["1.0", "-40.0"]]
+    assert heat[2].value_of_css_property("background-color") != heat[1].value_of_css_property(
+        "background-color"
+    )
+    assert browser.execute_script("return document.querySelector('img').naturalWidth") > 100
 
     # The viewer shows a shape, and toggling changes it.
     browser.execute_script("document.getElementById('viewer').scrollIntoView()")

@@ -442,13 +442,54 @@ def test_nan_stops_with_names_and_keeps_the_epoch_before(here, monkeypatch):
     assert record.read_result(folder)["status"] == "failed"
 
 
-def test_two_processes_do_not_train_one_run(here):
+def test_two_processes_do_not_train_one_run(here, monkeypatch):
     from filelock import FileLock
 
     folder = record.run_folder(composed("epochs=1"))
     folder.mkdir(parents=True)
-    with FileLock(folder / ".lock"), pytest.raises(UserError, match="by another process"):
-        go("epochs=1")
+    (folder / ".last.ckpt.1.part").touch()
+    lock = FileLock(folder / ".lock", is_singleton=False)
+    lock.acquire()
+
+    def info(text, *values):
+        if "trained by another process: waiting" in text:
+            assert not (folder / "result.json").exists()
+            lock.release()
+
+    monkeypatch.setattr(modes.log, "info", info)
+    go("epochs=1")
+    assert record.read_result(folder)["status"] == "done"
+    assert not list(folder.glob(".*.part")), "what a killed process left is cleared away"
+
+
+def test_a_failing_evaluation_keeps_its_traceback_and_the_training(here, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("no evaluation today")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(modes, "_table", fail)
+        with pytest.raises(RuntimeError, match="today"):
+            go("epochs=1")
+    folder = record.run_folder(composed("epochs=1"))
+    result = record.read_result(folder)
+    assert result["status"] == "done" and "no evaluation today" in result["traceback"]
+    before = weights(folder)
+    go("epochs=1", "test=[clean,rotated]")
+    result = record.read_result(folder)
+    assert set(result["eval"]) == {"clean", "rotated"} and "traceback" not in result
+    assert same(weights(folder), before)
+
+
+def test_test_sets_that_change_meshes_refuse_clouds_before_training(here):
+    for name in ("cat", "dog"):
+        (here / "shapes" / name).mkdir(parents=True)
+        for i in range(4):
+            points = np.random.default_rng(i).standard_normal((80, 3))
+            np.save(here / "shapes" / name / f"{i}.npy", points)
+    words = ["data=folder", "data.folder=shapes", "encoder=pointnet", "encoder.points=64"]
+    with pytest.raises(UserError, match=r"Remesh changes a mesh, but .* is a point cloud"):
+        run(compose([*words, "epochs=1", "test=[clean,remeshed]"]))
+    assert not list(here.rglob("last.ckpt"))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_how_many_there_are():
 def test_every_table_composes_with_every_budget(name):
     plain = read(name)
     tables.check(name, plain)
-    for budget in tables.BUDGETS:
+    for budget in ("smoke", "short", "paper"):
         work = tables.jobs(plain, budget)
         assert work and len({(record.run_hash(j.cfg), j.seed) for j in work}) == len(work)
 
@@ -107,6 +107,7 @@ def fill(ledger, work, tests=("clean", "rotated"), value=0.5):
             "seconds_per_epoch": 3.0,
             "protocol": "p",
             "commit": "0123456789",
+            "finished": "2026-01-01T00:00:00Z",
             "train": {},
         }
         record.ledger_entry(job.cfg)
@@ -126,7 +127,6 @@ def test_means_spreads_and_differences(tmp_path, monkeypatch):
     a, b, _ = data["rows"]
     assert a["cells"]["clean"] == {
         "unit": "%",
-        "better": None,
         "mean": 55.0,
         "std": 7.0711,
         "n": 2,
@@ -179,6 +179,11 @@ def test_a_heatmap_says_what_every_test_costs(tmp_path, monkeypatch):
     [
         ({"colums": []}, "table/small.yaml: colums is not known"),
         ({"rows": [{"nmae": "a"}]}, r"rows\[0\].nmae is not known"),
+        ({"rows": []}, "table/small.yaml has no rows"),
+        ({"columns": [{"name": "a", "mtric": "acc"}]}, r"columns\[0\].mtric is not known"),
+        ({"picture": "bar"}, "picture: bar is not known: choose bars, curve, heatmap"),
+        ({"rows": [{"published": {"trned": 1.0}}]}, "published: trned is not known"),
+        ({"rows": [{"tests": ["noisy"]}]}, "tests: noisy is not known: choose clean, rotated"),
     ],
 )
 def test_keys_are_checked(change, message):
@@ -186,7 +191,15 @@ def test_keys_are_checked(change, message):
         tables.check("small", PLAIN | change)
 
 
-def test_the_larger_result_of_a_run_stays_in_the_ledger(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("when", "tests", "acc"),
+    [
+        ("2026-01-01T00:00:00Z", {"clean", "rotated"}, 0.9),  # the same training, evaluated again
+        ("2026-01-02T00:00:00Z", {"clean"}, 0.9),  # a later one: nothing of the old one stays
+        ("2025-12-31T00:00:00Z", {"clean", "rotated"}, 0.5),  # an older one
+    ],
+)
+def test_an_entry_of_the_ledger_is_of_one_training(tmp_path, monkeypatch, when, tests, acc):
     monkeypatch.chdir(tmp_path)
     job = tables.jobs(PLAIN, "short")[0]
     ledger = Path("docs/results/runs")
@@ -194,12 +207,51 @@ def test_the_larger_result_of_a_run_stays_in_the_ledger(tmp_path, monkeypatch):
     folder = record.run_folder(job.cfg)
     folder.mkdir(parents=True)
     (entry,) = ledger.iterdir()
-    small = json.loads(entry.read_text())
+    small = json.loads(entry.read_text()) | {"finished": when}
     del small["eval"]["rotated"]
+    small["eval"]["clean"]["scores"]["acc"] = 0.9
     (folder / "result.json").write_text(json.dumps(small))
-    record.to_ledger(folder, ledger)
-    assert set(json.loads(entry.read_text())["eval"]) == {"clean", "rotated"}
     assert record.finished(job.cfg)[0] == entry, "the ledger has what is asked for"
+    record.to_ledger(folder, ledger)
+    kept = json.loads(entry.read_text())["eval"]
+    assert set(kept) == tests and kept["clean"]["scores"]["acc"] == acc
+
+
+def test_a_metric_that_no_result_has_is_named(tmp_path, monkeypatch):
+    collected(tmp_path, monkeypatch)
+    work = tables.jobs(PLAIN, "short")
+    with pytest.raises(UserError, match="a has no metric mious: choose acc"):
+        tables.collect("x", PLAIN | {"metric": "mious"}, "short", work, Path("docs/results/runs"))
+
+
+def test_claims_and_titles_belong_to_a_budget(tmp_path, monkeypatch):
+    plain = PLAIN | {"claims": ["So it is."], "budgets": {"short": ["epochs=2"], "smoke": []}}
+    collected(tmp_path, monkeypatch)
+    ledger = Path("docs/results/runs")
+    for budget, title, claimed in (("short", "Small", 1), ("smoke", "Small (budget smoke)", 0)):
+        data = tables.collect("small", plain, budget, tables.jobs(plain, budget), ledger)
+        text = tables.markdown(data)
+        assert text.startswith(f"# {title}\n") and text.count("So it is.") == claimed
+        assert ("epochs=2 test=[clean,rotated] seed=0,1`" in text) == (budget == "short")
+
+
+def test_a_launcher_that_gives_up_takes_nothing_from_the_other_jobs(tmp_path, monkeypatch):
+    from geodl.run import _board
+
+    def job():
+        with Path(os.environ["GEODL_SWEEP"]).open("a") as stream:
+            stream.write('{"job": "a", "status": "done"}\n')
+
+    monkeypatch.setenv("GEODL_SWEEP", "")
+    (tmp_path / ".hydra").mkdir()
+    for _ in range(2):  # what a killed sweep with this number left behind is not read
+        with _board(tmp_path) as entries:
+            job()
+            raise RuntimeError("out of time")
+        assert [e["status"] for e in entries] == ["done", "failed"]
+        (tmp_path / ".hydra" / f"sweep-{os.getpid()}.jsonl").write_text("{}\n")
+    with pytest.raises(RuntimeError), _board(tmp_path):
+        raise RuntimeError("before any job")
 
 
 # ---- from the command line ----

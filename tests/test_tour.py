@@ -97,5 +97,9 @@ def test_a_search_finds_prunes_and_goes_on(tmp_path):
     again = search("--trials", "2", *words)
     assert again.stdout.count("trial ") == 1 and "best: val/acc" in again.stdout, again.stderr
     assert (tmp_path / "outputs/search/search.png").stat().st_size > 5000
+    first, second = (s.split("{")[1].split("}")[0] for s in (done.stdout, again.stdout))
+    assert first != second, "a restarted search does not draw its trials again"
+    other = search("--trials", "3", *words, "seed=1")
+    assert other.returncode == 2 and "give this search a name of its own" in other.stderr
     none = search("--trials", "2", "data.size=tiny")
     assert none.returncode == 2 and "no word offers a choice" in none.stderr

@@ -486,6 +486,15 @@ class ShapeData(L.LightningDataModule):
         shapes = ShapeDataset(self, self.items(split), train, perturb)
         return PairDataset(shapes, self.pairs(split)) if self.paired else shapes
 
+    def try_change(self, split: str, perturb: Sequence[Perturbation]) -> None:
+        """Change the first shape of a split as a test set does.
+
+        Raises:
+            UserError: it cannot be changed so.
+        """
+        if perturb and (items := self.items(split)):
+            ShapeDataset(self, items, False, perturb).changed(self.remembered(items[0]))
+
     def prepare(self, needs: Needs | None = None, splits: Sequence[str] | None = None) -> Report:
         """Check every shape and compute what is needed, in parallel, into the cache.
 
@@ -647,8 +656,7 @@ class ShapeDataset(Dataset[Shape]):
         copy = int(rng.integers(data.copies)) if self.train and data.copies else 0
         if (copy, index) not in self.kept:
             shape = self.data.load(item) if self.train else self.data.remembered(item)
-            for perturb in self.perturb:
-                shape = self._perturbed(perturb, shape, 0)
+            shape = self.changed(shape)
             self.kept[copy, index] = self.with_operators(shape, item, copy)
         shape = self.kept[copy, index]
         points = data.needs.find(Points)
@@ -660,10 +668,16 @@ class ShapeDataset(Dataset[Shape]):
                     shape = augment(shape, rng, data.spec)
         return shape
 
+    def changed(self, shape: Shape) -> Shape:
+        """What the test set makes of a preprocessed shape."""
+        for perturb in self.perturb:
+            shape = self._perturbed(perturb, shape, 0)
+        return shape
+
     def _perturbed(self, perturb: Perturbation, shape: Shape, copy: int) -> Shape:
         words = [perturb.seed, item_seed(shape.name), *([copy] if copy else [])]
         rng = np.random.default_rng(words)
-        if not perturb.cached or shape.is_cloud:
+        if not perturb.cached:
             return perturb(shape, rng, self.data.spec)
         spec, made = self.data.spec, ("label", "landmark")
 

@@ -159,12 +159,19 @@ def remesh(
     return pos[nearest(pos, centers)], triangles[apart]
 
 
-def hole(
-    pos: NDArray[np.floating], face: NDArray[np.integer], share: float, rng: np.random.Generator
+def holes(
+    pos: NDArray[np.floating],
+    face: NDArray[np.integer],
+    share: float,
+    count: int,
+    rng: np.random.Generator,
 ) -> NDArray[np.int64]:
-    """The faces without those nearest to a random one, ``share`` of them all. The vertices of the
-    hole stay: pass the result on to :func:`geodl.ops.check.repair`."""
+    """The faces without ``share`` of them all: those nearest to random ones, ``count`` times. The
+    vertices of the holes stay: pass the result on to :func:`geodl.ops.check.repair`."""
     face = np.asarray(face, np.int64)
-    middle = np.asarray(pos)[face].mean(1)
-    distance = np.linalg.norm(middle - middle[rng.integers(len(face))], axis=1)
-    return face[np.argsort(distance, kind="stable")[min(len(face) - 1, round(len(face) * share)) :]]
+    gone = len(face) * share / count
+    for _ in range(count):
+        middle = np.asarray(pos)[face].mean(1)
+        distance = np.linalg.norm(middle - middle[rng.integers(len(face))], axis=1)
+        face = face[np.argsort(distance, kind="stable")[min(len(face) - 1, round(gone)) :]]
+    return face
