@@ -419,7 +419,7 @@ def _plain(value: Any) -> str:
 def notes(data: Mapping[str, Any]) -> list[str]:
     """What stands below a table."""
     words = f": {' '.join(data['overrides'])}" if data["overrides"] else ""
-    lines = [f"Budget {data['budget']}{words}; every row's command stands below."]
+    lines = [f"Budget {data['budget']}{words}."]
     lines.append("Ours: mean ± standard deviation over seeds (number of seeds).")
     published = [c for r in data["rows"] for c in r["cells"].values() if "published" in c]
     if published:
