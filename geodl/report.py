@@ -229,16 +229,18 @@ def _first_seeds(
 
 
 def scenes(runs: list[tuple[Path, dict[str, Any]]], room: int) -> list[dict[str, Any]]:
-    """Shapes to look at: of the first seed of every configuration, the clean test set first, until
-    ``room`` characters are full."""
-    files = [
-        (test != next(iter(result["eval"])), folder, result, test)
-        for folder, result in _first_seeds(runs)
-        for test in result["eval"]
-        if (folder / "eval" / f"{test}-shapes.npz").is_file()
-    ]
+    """Shapes to look at: of the first seed of every configuration, first the first test set of
+    each, the data sets taking turns, until ``room`` characters are full."""
+    files: list[tuple[int, int, Path, dict[str, Any], str]] = []
+    turns: dict[tuple[int, str], int] = defaultdict(int)
+    for folder, result in _first_seeds(runs):
+        for rank, test in enumerate(result["eval"]):
+            if (folder / "eval" / f"{test}-shapes.npz").is_file():
+                turn = turns[rank, result["protocol"]]
+                turns[rank, result["protocol"]] += 1
+                files.append((rank, turn, folder, result, test))
     found: list[dict[str, Any]] = []
-    for _, folder, result, test in sorted(files, key=lambda f: f[0]):
+    for _, _, folder, result, test in sorted(files, key=lambda f: f[:2]):
         shapes = _shapes(folder / "eval" / f"{test}-shapes.npz")
         size = sum(len(json.dumps(s)) for s in shapes)
         if size > room:
@@ -262,7 +264,12 @@ def _shapes(file: Path) -> list[dict[str, Any]]:
                 continue
             shape = shapes.setdefault(number, {"name": title, "layers": {}})
             parts = (arrays[f"{name}/{part}"] for part in ("pos", "face", "color"))
-            shape["layers"][layer] = packed(*parts)
+            new = packed(*parts)
+            for other, old in shape["layers"].items():  # prediction, truth and error of one mesh
+                if {**old, "color": None} == {**new, "color": None}:
+                    new = {"same": other, "color": new["color"]}
+                    break
+            shape["layers"][layer] = new
     return list(shapes.values())
 
 

@@ -65,7 +65,7 @@ def test_what_is_in_it(page):
         set(s["layers"]) == {"prediction", "truth", "error"} for s in data["scenes"][0]["shapes"]
     )
     clouds = [s for s in data["scenes"] if s["name"].endswith("cloud")]
-    assert clouds and all(s["layers"]["truth"]["face"] == "" for s in clouds[0]["shapes"])
+    assert clouds and all(s["layers"]["prediction"]["face"] == "" for s in clouds[0]["shapes"])
     body = text[text.index("<body>") : text.index("<script", text.index("<body>"))]
     assert not re.search(r'(src|href)="https?:', body)
 
