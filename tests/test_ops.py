@@ -213,12 +213,47 @@ def test_remeshing_keeps_the_surface_and_none_of_the_vertices():
     pos, face = icosphere(3)
     new, faces = remesh(pos, face, 500, np.random.default_rng(0))
     mended = checks.repair(new, faces)
-    assert not checks.check(mended.pos, mended.face) and 400 < len(mended.pos) <= 500
+    assert not checks.check(mended.pos, mended.face) and 480 < len(mended.pos) < 520
     area = face_areas(pos, face).sum()
     assert face_areas(mended.pos, mended.face).sum() == pytest.approx(area, rel=0.03)
     from scipy.spatial import cKDTree
 
     assert np.median(cKDTree(pos).query(mended.pos)[0]) > 1e-3
+
+
+def topology(face):
+    """Euler characteristic, boundary edges, and whether every edge has one or two faces."""
+    edge, face_edge = unique_edges(face)
+    sides = np.bincount(face_edge.reshape(-1))
+    euler = len(np.unique(face)) - len(edge) + len(face)
+    return euler, (sides == 1).any(), (sides <= 2).all()
+
+
+@pytest.mark.parametrize("contrast", [1.0, 10.0])
+@pytest.mark.parametrize("shape", ["needle", "leaf", "ring", "sheet"])
+def test_remeshing_keeps_the_topology_of_thin_shapes(shape, contrast):
+    if shape == "ring":
+        import trimesh
+
+        made = trimesh.creation.torus(1.0, 0.04, major_sections=80, minor_sections=12)
+        pos, face = np.array(made.vertices), np.array(made.faces)
+    else:
+        pos, face = grid(20) if shape == "sheet" else icosphere(3)
+        pos = pos * {"needle": [4, 0.1, 0.1], "leaf": [1, 1, 0.01], "sheet": 1}[shape]
+    for seed in range(3):
+        new, faces = remesh(pos, face, 150, np.random.default_rng(seed), contrast)
+        mended = checks.repair(new, faces)
+        assert not checks.check(mended.pos, mended.face), checks.check(mended.pos, mended.face)
+        assert topology(mended.face) == topology(face) and len(mended.pos) == len(new)
+        area = face_areas(mended.pos, mended.face).sum() / face_areas(pos, face).sum()
+        assert 0.8 < area < 1.01
+
+
+def test_a_remeshed_boundary_stays_where_it_is():
+    pos, face = grid(20)
+    new, _ = remesh(pos, face, 150, np.random.default_rng(0))
+    np.testing.assert_allclose(np.ptp(new, axis=0), np.ptp(pos, axis=0), atol=0.08)
+    assert ((new[:, 0] == pos[:, 0].min()).sum()) > 5
 
 
 # ---- cache ----

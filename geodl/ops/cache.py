@@ -27,7 +27,7 @@ from geodl.ops.geometry import Geometry
 from geodl.spec import Need
 
 log = logging.getLogger(__name__)
-OPS_VERSION = 2  # part of every key: raise it when a function in ops changes its result
+OPS_VERSION = 3  # part of every key: raise it when a function in ops changes its result
 
 Arrays = dict[str, NDArray[Any]]
 

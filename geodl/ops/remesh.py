@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 
 from geodl.ops.geometry import face_areas, face_vectors, unique_edges, unit
@@ -128,35 +130,100 @@ def remesh(
     rng: np.random.Generator,
     contrast: float = 1.0,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Re-meshing with about ``vertices`` new vertices, none of them an old one: isotropic, or
+    """Re-meshing with about ``vertices`` new vertices, hardly any of them an old one: isotropic, or
     ``contrast`` times as dense at one end of the shape as at the other, in a random direction.
 
-    Clusters of a subdivided mesh, and the triangles that join three of them (Valette and Chassery
-    2004, with Euclidean k-means). Pass the result on to :func:`geodl.ops.check.repair`.
+    Connected clusters of a subdivided mesh, and the triangles that join three of them (Valette and
+    Chassery 2004, with Lloyd's iteration and distances along edges). Where the clusters do not tell
+    the surface's topology (thin parts), more are added, until the new mesh is one of the same
+    surface; of a surface that is no manifold itself, what then is left is for
+    :func:`geodl.ops.check.repair`, to which the result should be passed on.
     """
     pos, face = np.asarray(pos, np.float64), np.asarray(face, np.int64)
     while len(pos) < 12 * vertices * contrast**0.5:
         pos, face = subdivide(pos, face)
+    edge, face_edge = unique_edges(face)
+    length = np.linalg.norm(pos[edge[:, 0]] - pos[edge[:, 1]], axis=1) + 1e-12
+    graph = sparse.coo_matrix((length, (edge[:, 0], edge[:, 1])), shape=(len(pos), len(pos)))
+    graph = graph.tocsr()
     weight = np.bincount(face.reshape(-1), np.repeat(face_areas(pos, face), 3), len(pos)) + 1e-12
     if contrast != 1.0:
         along = pos @ unit(rng.standard_normal((1, 3)))[0]
         weight *= contrast ** ((along - along.min()) / (np.ptp(along) + 1e-12))
-    start = rng.choice(len(pos), vertices, replace=False, p=weight / weight.sum())
-    centers = pos[start]
-    owner = nearest(centers, pos)
+    seed = rng.choice(len(pos), vertices, replace=False, p=weight / weight.sum())
+    # A cluster on a boundary is represented there, so that the boundary stays where it is.
+    rim = np.zeros(len(pos), bool)
+    rim[edge[np.bincount(face_edge.reshape(-1), minlength=len(edge)) == 1]] = True
     for _ in range(8):
-        total = np.bincount(owner, weight, vertices)
-        mean = np.stack([np.bincount(owner, weight * pos[:, i], vertices) for i in range(3)], 1)
-        centers = np.where(total[:, None] > 0, mean / np.maximum(total, 1e-12)[:, None], centers)
-        owner = nearest(centers, pos)
-    # A vertex of the new mesh lies on the surface: the old vertex nearest to its cluster's mean.
+        owner, _ = _clusters(graph, seed)
+        seed = _middle(pos, owner, weight, rim, len(seed))
+    for _ in range(20):
+        owner, distance = _clusters(graph, seed)
+        bad = _entangled(face, edge, owner, len(seed))
+        if not len(bad):
+            break
+        # The vertex of a bad cluster that is farthest from its seed becomes one more seed.
+        order = np.lexsort((distance, owner))
+        last = order[np.searchsorted(owner[order], bad, side="right") - 1]
+        seed = np.concatenate([seed, last[distance[last] > 0]])
     triangles = owner[face]
-    apart = (
-        (triangles[:, 0] != triangles[:, 1])
-        & (triangles[:, 1] != triangles[:, 2])
-        & (triangles[:, 2] != triangles[:, 0])
+    return pos[seed], triangles[_different(triangles)]
+
+
+def _clusters(
+    graph: sparse.csr_matrix, seed: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """For every vertex the number of the seed nearest along edges, and how far that is; vertices of
+    components without a seed belong to the first one."""
+    distance, _, source = dijkstra(
+        graph, directed=False, indices=seed, min_only=True, return_predecessors=True
     )
-    return pos[nearest(pos, centers)], triangles[apart]
+    number = np.zeros(graph.shape[0], np.int64)
+    number[seed] = np.arange(len(seed))
+    return np.where(source >= 0, number[source], 0), distance
+
+
+def _middle(
+    pos: NDArray[np.float64],
+    owner: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    rim: NDArray[np.bool_],
+    count: int,
+) -> NDArray[np.int64]:
+    """For every cluster its vertex nearest to its mean; of those on the rim, if there are any."""
+    total = np.bincount(owner, weight, count)[:, None]
+    mean = np.stack([np.bincount(owner, weight * x, count) for x in pos.T], 1) / total
+    gap = np.linalg.norm(pos - mean[owner], axis=1)
+    order = np.lexsort((gap, ~rim, owner))
+    return order[np.searchsorted(owner[order], np.arange(count))]
+
+
+def _different(triangles: NDArray[np.int64]) -> NDArray[np.bool_]:
+    return (triangles != np.roll(triangles, 1, axis=1)).all(1)
+
+
+def _entangled(
+    face: NDArray[np.int64], edge: NDArray[np.int64], owner: NDArray[np.int64], count: int
+) -> NDArray[np.int64]:
+    """Clusters that keep the dual mesh from having the surface's topology: those that are no discs,
+    pairs whose common border is not one curve, triples that meet more than once."""
+    triangles = np.sort(owner[face], 1)
+    ends = np.sort(owner[edge], 1)
+    inside = ends[:, 0] == ends[:, 1]
+    whole = triangles[:, 0] == triangles[:, 2]
+    euler = np.bincount(owner, minlength=count) - np.bincount(ends[inside, 0], minlength=count)
+    euler += np.bincount(triangles[whole, 0], minlength=count)
+    bad = [np.flatnonzero(euler != 1)]
+    # Edges across a border, less the faces of two clusters, are one for every piece of border.
+    mixed = triangles[(triangles[:, 0] == triangles[:, 1]) ^ (triangles[:, 1] == triangles[:, 2])]
+    pair = np.concatenate([ends[~inside], mixed[:, [0, 2]]])
+    sign = np.repeat([1, -1], [(~inside).sum(), len(mixed)])
+    pairs, place = np.unique(pair, axis=0, return_inverse=True)
+    pieces = np.bincount(place.reshape(-1), sign, len(pairs))
+    bad.append(pairs[pieces != 1].reshape(-1))
+    triples, times = np.unique(triangles[_different(triangles)], axis=0, return_counts=True)
+    bad.append(triples[times > 1].reshape(-1))
+    return np.unique(np.concatenate(bad))
 
 
 def holes(
