@@ -144,8 +144,8 @@ def remesh(
         pos, face = subdivide(pos, face)
     edge, face_edge = unique_edges(face)
     length = np.linalg.norm(pos[edge[:, 0]] - pos[edge[:, 1]], axis=1) + 1e-12
-    graph = sparse.coo_matrix((length, (edge[:, 0], edge[:, 1])), shape=(len(pos), len(pos)))
-    graph = graph.tocsr()
+    shape = (len(pos), len(pos))
+    graph: Any = sparse.csr_array((length, (edge[:, 0], edge[:, 1])), shape=shape)
     weight = np.bincount(face.reshape(-1), np.repeat(face_areas(pos, face), 3), len(pos)) + 1e-12
     if contrast != 1.0:
         along = pos @ unit(rng.standard_normal((1, 3)))[0]
@@ -154,11 +154,11 @@ def remesh(
     # A cluster on a boundary is represented there, so that the boundary stays where it is.
     rim = np.zeros(len(pos), bool)
     rim[edge[np.bincount(face_edge.reshape(-1), minlength=len(edge)) == 1]] = True
+    owner, distance = _clusters(graph, seed)
     for _ in range(8):
-        owner, _ = _clusters(graph, seed)
         seed = _middle(pos, owner, weight, rim, len(seed))
-    for _ in range(20):
         owner, distance = _clusters(graph, seed)
+    for _ in range(20):
         bad = _entangled(face, edge, owner, len(seed))
         if not len(bad):
             break
@@ -166,18 +166,18 @@ def remesh(
         order = np.lexsort((distance, owner))
         last = order[np.searchsorted(owner[order], bad, side="right") - 1]
         seed = np.concatenate([seed, last[distance[last] > 0]])
+        owner, distance = _clusters(graph, seed)
     triangles = owner[face]
     return pos[seed], triangles[_different(triangles)]
 
 
-def _clusters(
-    graph: sparse.csr_matrix, seed: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _clusters(graph: Any, seed: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """For every vertex the number of the seed nearest along edges, and how far that is; vertices of
     components without a seed belong to the first one."""
-    distance, _, source = dijkstra(
+    found: Any = dijkstra(
         graph, directed=False, indices=seed, min_only=True, return_predecessors=True
     )
+    distance, _, source = found
     number = np.zeros(graph.shape[0], np.int64)
     number[seed] = np.arange(len(seed))
     return np.where(source >= 0, number[source], 0), distance
@@ -186,7 +186,7 @@ def _clusters(
 def _middle(
     pos: NDArray[np.float64],
     owner: NDArray[np.int64],
-    weight: NDArray[np.float64],
+    weight: NDArray[np.floating],
     rim: NDArray[np.bool_],
     count: int,
 ) -> NDArray[np.int64]:
