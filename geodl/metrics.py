@@ -1,4 +1,4 @@
-"""Metrics that torchmetrics does not have: the conventions of two shape benchmarks."""
+"""Metrics that torchmetrics does not have, first the conventions of two shape benchmarks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from geodl.ops.cache import Cache, digest
 from geodl.ops.geodesic import Method, area, distances
 from geodl.shape import Shape
+
+
+class Confusion(MulticlassConfusionMatrix):
+    """torchmetrics', for labels of many points. Where torch is to be deterministic, its own count
+    makes a table of points x classes^2: 8 GB for a molecule of 15,000 vertices with 260 labels."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Labels (n) each."""
+        n = self.num_classes
+        counts = torch.bincount(target * n + preds, minlength=n * n)
+        self.confmat += counts.view(n, n)
 
 
 class PartIoU(Metric):

@@ -5,7 +5,7 @@ from conftest import labelled_on
 from geodl.build import build_task, compose
 from geodl.encoders.base import Encoding
 from geodl.errors import UserError
-from geodl.metrics import BodyAccuracy, PartIoU
+from geodl.metrics import BodyAccuracy, Confusion, PartIoU
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Points
 from geodl.tasks.base import Prediction
@@ -138,3 +138,28 @@ def test_weights_that_do_not_fit_are_refused_key_by_key(tmp_path):
     with pytest.raises(UserError, match="it lacks head.bias"):
         model.load_strict(state, tmp_path / "w.pth")
     model.load_strict({**state, "head.bias": torch.zeros(8)}, tmp_path / "w.pth")
+
+
+def test_confusion_counts_as_torchmetrics_without_its_table():
+    import resource
+
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+    target, predicted = torch.randint(0, 7, (2, 500))
+    ours, theirs = Confusion(7), MulticlassConfusionMatrix(7)
+    for metric in (ours, theirs):
+        metric.update(predicted, target)
+        metric.update(target, target)
+    assert torch.equal(ours.compute(), theirs.compute())
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.use_deterministic_algorithms(True)
+    try:
+        many = torch.randint(0, 260, (15_000,))
+        large = Confusion(260)
+        large.update(many, many)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert large.compute().diagonal().sum() == 15_000
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 1e6, "less than a gigabyte"

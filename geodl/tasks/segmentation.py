@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+from torchmetrics.classification import MulticlassAccuracy
 
 from geodl.errors import UserError
-from geodl.metrics import BodyAccuracy, PartIoU
+from geodl.metrics import BodyAccuracy, Confusion, PartIoU
 from geodl.shape import ShapeBatch
 from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
 from geodl.tasks.classification import balanced, confusion_details
@@ -70,7 +70,7 @@ class Segmentation(Task):
         n = self.outputs
         meters: dict[str, Metric] = {
             "acc": MulticlassAccuracy(n, average="micro"),
-            "confusion": MulticlassConfusionMatrix(n),
+            "confusion": Confusion(n),
         }
         if self.spec.category_parts:
             meters["parts"] = PartIoU(self.spec.category_parts)
