@@ -153,13 +153,14 @@ def test_confusion_counts_as_torchmetrics_without_its_table():
     assert torch.equal(ours.compute(), theirs.compute())
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
         many = torch.randint(0, 260, (15_000,))
         large = Confusion(260)
         large.update(many, many)
     finally:
-        torch.use_deterministic_algorithms(False)
+        torch.use_deterministic_algorithms(was)
     assert large.compute().diagonal().sum() == 15_000
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 1e6, "less than a gigabyte"
