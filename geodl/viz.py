@@ -472,6 +472,8 @@ def table_curve(data: Any, path: Path) -> None:
             )
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
+    places = sorted({r["x"] for r in data["rows"] if "x" in r})
+    ax.set_xticks(places, [str(x) for x in places])
     ax.set_xlabel("length of the code")
     ax.set_ylabel(f"{name}, {_unit(data['rows'])}")
     ax.grid(alpha=0.3, which="both")

@@ -249,6 +249,17 @@ def test_remeshing_keeps_the_topology_of_thin_shapes(shape, contrast):
         assert 0.8 < area < 1.01
 
 
+def test_remeshing_keeps_every_component():
+    pos, face = icosphere(3)
+    small, small_face = icosphere(1)
+    both = np.concatenate([pos, small * 0.02 + 3.0])
+    faces = np.concatenate([face, small_face + len(pos)])
+    for seed in range(3):
+        new, triangles = remesh(both, faces, 100, np.random.default_rng(seed))
+        mended = checks.repair(new, triangles)
+        assert topology(mended.face) == (4, False, True)
+
+
 def test_a_remeshed_boundary_stays_where_it_is():
     pos, face = grid(20)
     new, _ = remesh(pos, face, 150, np.random.default_rng(0))

@@ -180,7 +180,7 @@ def _clusters(graph: Any, seed: NDArray[np.int64]) -> tuple[NDArray[np.int64], N
     distance, _, source = found
     number = np.zeros(graph.shape[0], np.int64)
     number[seed] = np.arange(len(seed))
-    return np.where(source >= 0, number[source], 0), distance
+    return number[np.where(source >= 0, source, seed[0])], distance
 
 
 def _middle(
