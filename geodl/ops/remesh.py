@@ -67,6 +67,11 @@ def surface_nearest(
     return np.asarray(on, np.int64).reshape(-1), np.asarray(at, np.float64)
 
 
+def _boundary(edge: NDArray[np.int64], face_edge: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The edges (b 2) that have one face."""
+    return edge[np.bincount(face_edge.reshape(-1), minlength=len(edge)) == 1]
+
+
 def slide(
     pos: NDArray[np.floating], face: NDArray[np.integer], amount: float, rng: np.random.Generator
 ) -> NDArray[np.float64]:
@@ -81,7 +86,7 @@ def slide(
     direction = unit(rng.standard_normal((1, 3)))
     step = amount * (direction - (normal @ direction.T) * normal)
     edge, face_edge = unique_edges(face)
-    rim = edge[np.bincount(face_edge.reshape(-1), minlength=len(edge)) == 1]
+    rim = _boundary(edge, face_edge)
     if len(rim):
         gap = KDTree(pos[rim.reshape(-1)]).query(pos)[0]
         step *= np.minimum(1.0, gap / (3.0 * amount))[:, None]
@@ -153,7 +158,7 @@ def remesh(
     seed = rng.choice(len(pos), vertices, replace=False, p=weight / weight.sum())
     # A cluster on a boundary is represented there, so that the boundary stays where it is.
     rim = np.zeros(len(pos), bool)
-    rim[edge[np.bincount(face_edge.reshape(-1), minlength=len(edge)) == 1]] = True
+    rim[_boundary(edge, face_edge)] = True
     owner, distance = _clusters(graph, seed)
     for _ in range(8):
         seed = _middle(pos, owner, weight, rim, len(seed))
