@@ -14,10 +14,12 @@ _LAZY = {
     "Shape": "geodl.shape",
     "ShapeBatch": "geodl.shape",
     "Operators": "geodl.shape",
-    "PairBatch": "geodl.shape",
+    "GroupBatch": "geodl.shape",
     "DataSpec": "geodl.spec",
     "Needs": "geodl.spec",
     "UserError": "geodl.errors",
+    "compose": "geodl.runs.compose",
+    "build": "geodl.runs.build",
 }
 __all__ = list(_LAZY)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -1,6 +1,6 @@
 """``python -m geodl`` is the command ``geodl``."""
 
-from geodl.run import main
+from geodl.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -14,14 +14,10 @@ import torch
 from torch import Tensor
 
 from geodl.errors import UserError
-from geodl.shape import Operators, Shape
+from geodl.shape import Shape
 from geodl.spec import DataSpec
 
 Keeps = Literal["operators", "connectivity", "registration"]
-
-
-# Entries of ``Shape.ops`` that are positions: registered vertices, and the surface as it was.
-POSITIONS = ("target", "scan")
 
 
 def random_rotation(rng: np.random.Generator) -> Tensor:
@@ -37,16 +33,6 @@ def random_rotation(rng: np.random.Generator) -> Tensor:
     )
 
 
-def rotate(shape: Shape, rotation: Tensor) -> Shape:
-    """Turn positions and normals; operators are intrinsic (gradients live in the tangent frames
-    that turn along) and stay."""
-    normal = None if shape.normal is None else shape.normal @ rotation.T
-    ops = {k: v @ rotation.T if k in POSITIONS else v for k, v in shape.ops.items()}
-    return shape.replace(
-        pos=shape.pos @ rotation.T, normal=normal, ops=Operators(ops, shape.ops.kinds)
-    )
-
-
 def axis_rotation(axis: str, angle: float) -> Tensor:
     """Rotation matrix (3 3) about the x, y or z axis."""
     c, s = math.cos(angle), math.sin(angle)
@@ -54,11 +40,6 @@ def axis_rotation(axis: str, angle: float) -> Tensor:
     rotation = torch.eye(3)
     rotation[i, i], rotation[i, j], rotation[j, i], rotation[j, j] = c, -s, s, c
     return rotation
-
-
-# How an operator changes when the shape is scaled by s: it is multiplied by s to this power.
-SCALING = {"mass": 2, "evals": -2, "evecs": -1, "grad_x": -1, "grad_y": -1, "lap": 0}
-SCALING.update(target=1, scan=1)
 
 
 class Augmentation:
@@ -77,7 +58,7 @@ class SO3(Augmentation):
     keeps = frozenset({"operators", "connectivity", "registration"})
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        return rotate(shape, random_rotation(rng))
+        return shape.turned(random_rotation(rng))
 
 
 class RotateZ(Augmentation):
@@ -92,7 +73,7 @@ class RotateZ(Augmentation):
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         axis = spec.up if self.axis == "up" else self.axis
-        return rotate(shape, axis_rotation(axis, float(rng.uniform(0.0, 2.0 * math.pi))))
+        return shape.turned(axis_rotation(axis, float(rng.uniform(0.0, 2.0 * math.pi))))
 
 
 class Scale(Augmentation):
@@ -111,12 +92,7 @@ class Scale(Augmentation):
         self.high = high
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        s = float(rng.uniform(self.low, self.high))
-        ops = {
-            name: value * s ** SCALING[name] if SCALING.get(name) else value
-            for name, value in shape.ops.items()
-        }
-        return shape.replace(pos=shape.pos * s, ops=Operators(ops, shape.ops.kinds))
+        return shape.scaled(float(rng.uniform(self.low, self.high)))
 
 
 class Jitter(Augmentation):

@@ -95,16 +95,25 @@ class HKS(Feature):
 
 
 class WKS(Feature):
-    """Wave kernel signature (Aubry et al. 2011): energies between log(lambda_1) and
-    log(lambda_k), spread seven energy steps, normalised per energy.
+    """Wave kernel signature (Aubry et al. 2011), with the energies of pyFM and of ZoomOut's Matlab
+    code: sigma is 7 / count of the range from log(lambda_1) to log(lambda_k), energies keep 2 sigma
+    from both ends, weights are normalised per energy.
+
+    Differs: the authors' own code takes energies from log(lambda_1) to log(lambda_k) / 1.02 and a
+    sigma of 6 of their steps, and keeps the constant eigenfunction.
 
     Args:
-        count: number of energies.
+        count: number of energies, more than 28 (4 sigma would be the whole range).
         k: number of eigenpairs.
+
+    Raises:
+        UserError: too few energies.
     """
 
-    def __init__(self, count: int = 16, k: int = 128) -> None:
+    def __init__(self, count: int = 100, k: int = 128) -> None:
         super().__init__()
+        if count <= 28:
+            raise UserError(f"features.count={count}: WKS needs more than 28 energies to differ.")
         self.channels = count
         self.k = k
         self.needs = Needs.of(Spectrum(k))
@@ -117,7 +126,7 @@ class WKS(Feature):
         low, high = first.clamp(min=1e-6).log(), evals.amax(1).clamp(min=2e-6).log()
         steps = torch.linspace(0.0, 1.0, self.channels, device=evals.device)
         sigma = 7.0 * (high - low) / self.channels
-        # Energies keep 2 sigma from both ends, as in the authors' code.
+        # Energies keep 2 sigma from both ends, as in pyFM.
         energy = (low + 2 * sigma)[:, None] + steps * (high - low - 4 * sigma).clamp(min=0)[:, None]
         distance = energy[:, None, :] - evals.clamp(min=1e-6).log()[:, :, None]
         weights = torch.exp(-(distance**2) / (2 * sigma[:, None, None] ** 2).clamp(min=1e-12))

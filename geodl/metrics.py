@@ -78,8 +78,8 @@ class BodyAccuracy(Metric):
     its three edges' labels, the smallest on a tie). For the edges, the prediction is the arg-max of
     the mean probability of the faces at the edge. hard edge: share of edges whose predicted part is
     the edge's label. soft edge: MeshCNN's measure: a prediction counts if it is among the labels of
-    the edge's neighbourhood, edges weigh by area (a third of the faces' area at the edge), and the
-    result is the mean over meshes.
+    the edge and of the other edges of its faces, edges weigh by area (a third of the faces' area at
+    the edge), and the result is the mean over meshes.
     """
 
     full_state_update = False

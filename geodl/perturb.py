@@ -12,13 +12,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from geodl.augment import Augmentation, random_rotation, rotate
+from geodl.augment import Augmentation, random_rotation
+from geodl.carry import carried, sampled
 from geodl.errors import UserError
 from geodl.ops.check import repair
 from geodl.ops.remesh import holes, loop, remesh, simplify, slide, subdivide
 from geodl.shape import Shape
-from geodl.spec import DataSpec
+from geodl.spec import DataSpec, Field
 
 Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -52,7 +54,7 @@ class Rotate(Perturbation):
     keeps = frozenset({"operators", "connectivity", "registration"})
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        return rotate(shape, random_rotation(rng))
+        return shape.turned(random_rotation(rng))
 
 
 class Noise(Perturbation):
@@ -81,20 +83,14 @@ class Shuffle(Perturbation):
         order = torch.from_numpy(rng.permutation(len(shape.pos)))
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order))
-        ops = shape.ops
-        if "target" in ops:
-            ops = ops.added({"target": ops.target[order]}, {"target": "row"})
-        for name in (n for n, kind in ops.kinds.items() if kind == "index"):
-            ops = ops.added({name: place[ops[name]]}, {name: "index"})
-        on_vertices = spec.label_on == "vertex" and shape.label is not None
-        return shape.replace(
-            pos=shape.pos[order],
-            face=place[shape.face],
-            normal=None if shape.normal is None else shape.normal[order],
-            landmark=None if shape.landmark is None else place[shape.landmark],
-            label=shape.label[order] if on_vertices and shape.label is not None else shape.label,
-            ops=ops,
-        )
+        moved = {"vertex", "template"} | ({"label"} if spec.label_on == "vertex" else set())
+
+        def change(x: Tensor, field: Field) -> Tensor:
+            if field.on in moved:
+                x = x[order]
+            return place[x] if field.kind == "index" and field.into in moved else x
+
+        return shape.map(change)
 
 
 class Retriangulation(Perturbation):
@@ -109,8 +105,6 @@ class Retriangulation(Perturbation):
         raise NotImplementedError
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        from geodl.data.base import carried
-
         _need_faces(self, shape)
         mesh = repair(*self.mesh(shape.pos.double().numpy(), shape.face.numpy(), rng))
         new = carried(shape, mesh.pos.astype(np.float32), mesh.face, spec.label_on)
@@ -186,22 +180,25 @@ class Slide(Perturbation):
 
     Args:
         amount: length of the largest move, in the model's coordinates.
+        steps: in how many the moves are made; short ones fold no triangle.
     """
 
     keeps = frozenset({"connectivity"})
 
-    def __init__(self, amount: float = 0.1, seed: int = 0) -> None:
+    def __init__(self, amount: float = 0.1, steps: int = 10, seed: int = 0) -> None:
         super().__init__(seed)
-        if amount <= 0:
-            raise UserError(f"test.slide: amount={amount} must be positive.")
-        self.amount = amount
+        if amount <= 0 or steps < 1:
+            raise UserError(
+                f"test.slide: amount={amount} must be positive, steps={steps} 1 or more."
+            )
+        self.amount, self.steps = amount, steps
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        from geodl.data.base import carried
-
         _need_faces(self, shape)
         face = shape.face.numpy()
-        new = carried(shape, slide(shape.pos.numpy(), face, self.amount, rng), face, spec.label_on)
+        new = carried(
+            shape, slide(shape.pos.numpy(), face, self.amount, rng, self.steps), face, spec.label_on
+        )
         return new.replace(pos=new.pos.float())
 
 
@@ -218,8 +215,6 @@ class Cloud(Perturbation):
         self.ratio = ratio
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
-        from geodl.data.base import sampled
-
         if shape.is_cloud:
             return shape
         return sampled(shape, max(16, round(len(shape.pos) * self.ratio)), spec.label_on, rng)

@@ -1,25 +1,26 @@
 """The one tensor layout: Shape, its operators, and the packed batch.
 
 A batch is packed: the vertices of all its shapes stand one after the other, (sum of v, c), and
-``ptr`` (b+1) says where each begins. Matrices are block diagonal. What a field does when shapes are
-packed is its ``Kind`` (see :mod:`geodl.spec`).
+``ptr`` (b+1) says where each begins. Matrices are block diagonal. What a tensor does when shapes
+are packed, turned or scaled, or get another mesh, is its :class:`geodl.spec.Field`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from geodl.spec import Kind
+from geodl.spec import Field
 
 
 class Operators(Mapping[str, Tensor]):
-    """Named tensors of a shape or a batch, each with the kind that says how it batches.
+    """Named tensors of a shape or a batch, each with its field.
 
     Read as attributes or items: ``ops.mass`` (v), ``ops.lap`` (v v), ``ops.evals`` (k),
     ``ops.evecs`` (v k), ``ops.grad_x``, ``ops.grad_y`` (v v), ``ops.carry`` and whatever else a
@@ -27,13 +28,13 @@ class Operators(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, values: Mapping[str, Tensor] | None = None, kinds: Mapping[str, Kind] | None = None
+        self, values: Mapping[str, Tensor] | None = None, fields: Mapping[str, Field] | None = None
     ) -> None:
         self.values_: dict[str, Tensor] = dict(values or {})
-        self.kinds: dict[str, Kind] = dict(kinds or {})
-        if self.values_.keys() != self.kinds.keys():
+        self.fields: dict[str, Field] = dict(fields or {})
+        if self.values_.keys() != self.fields.keys():
             raise ValueError(
-                f"operators {sorted(self.values_)} and their kinds {sorted(self.kinds)} differ"
+                f"operators {sorted(self.values_)} and their fields {sorted(self.fields)} differ"
             )
 
     def __getitem__(self, name: str) -> Tensor:
@@ -46,7 +47,7 @@ class Operators(Mapping[str, Tensor]):
         return len(self.values_)
 
     def __getattr__(self, name: str) -> Tensor:
-        if name.startswith("__") or name in ("values_", "kinds"):
+        if name.startswith("__") or name in ("values_", "fields"):
             raise AttributeError(name)
         try:
             return self.values_[name]
@@ -55,21 +56,33 @@ class Operators(Mapping[str, Tensor]):
                 f"this shape has no operator {name!r}, it has {sorted(self.values_)}"
             ) from None
 
-    def added(self, values: Mapping[str, Tensor], kinds: Mapping[str, Kind]) -> Operators:
+    def added(self, values: Mapping[str, Tensor], fields: Mapping[str, Field]) -> Operators:
         """A copy with more entries."""
-        return Operators({**self.values_, **values}, {**self.kinds, **kinds})
+        return Operators({**self.values_, **values}, {**self.fields, **fields})
 
-    def only(self, *names: str) -> Operators:
-        """A copy with those of the named entries that are there."""
-        kept = {k: v for k, v in self.values_.items() if k in names}
-        return Operators(kept, {k: self.kinds[k] for k in kept})
+    def without(self, *sets: str) -> Operators:
+        """A copy without the entries that lie on, or point into, one of the element sets."""
+        kept = {k: f for k, f in self.fields.items() if not set(f.sets) & set(sets)}
+        return Operators({k: self.values_[k] for k in kept}, kept)
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Operators:
-        return Operators({k: function(v) for k, v in self.values_.items()}, self.kinds)
+    def map(self, function: Callable[[Tensor, Field], Tensor]) -> Operators:
+        changed = {k: function(v, self.fields[k]) for k, v in self.values_.items()}
+        return Operators(changed, self.fields)
 
 
 def _no_faces() -> Tensor:
     return torch.empty((0, 3), dtype=torch.long)
+
+
+# Every shape's own tensors; what else it has is in ``ops``.
+FIELDS = {
+    "pos": Field(turns=True, scale=1),
+    "face": Field("face", "index", into="vertex"),
+    "normal": Field(turns=True),
+    "label": Field("label"),
+    "category": Field("whole", "whole"),
+    "landmark": Field("landmark", "index", into="vertex"),
+}
 
 
 @dataclass
@@ -97,6 +110,52 @@ class Shape:
     def replace(self, **changes: Any) -> Shape:
         return replace(self, **changes)
 
+    def tensors(self) -> Iterator[tuple[str, Field, Tensor]]:
+        """Name, field and value of everything that it has."""
+        for name, f in FIELDS.items():
+            if (value := getattr(self, name)) is not None:
+                yield name, f, value
+        for name, f in self.ops.fields.items():
+            yield name, f, self.ops[name]
+
+    def map(self, function: Callable[[Tensor, Field], Tensor]) -> Shape:
+        """The shape with every tensor changed by its field."""
+        own = {
+            n: None if (x := getattr(self, n)) is None else function(x, f)
+            for n, f in FIELDS.items()
+        }
+        return replace(self, **own, ops=self.ops.map(function))
+
+    def turned(self, rotation: Tensor) -> Shape:
+        """Turned by a rotation (3 3). Operators are intrinsic (gradients live in the tangent
+        frames, which turn along) and stay."""
+        return self.map(lambda x, f: x @ rotation.T if f.turns else x)
+
+    def scaled(self, s: float) -> Shape:
+        """Scaled by a factor; operators are rescaled exactly."""
+        return self.map(lambda x, f: x * s**f.scale if f.scale else x)
+
+    def sizes(self) -> dict[str, int]:
+        """Element set -> how many it has, from the fields that lie on it.
+
+        Raises:
+            ValueError: two fields disagree.
+        """
+        found: dict[str, int] = {}
+        for name, f, value in self.tensors():
+            known = [(f.on, value.shape[0])] if f.kind != "whole" else []
+            if f.kind == "matrix":
+                known.append((cast(str, f.into), value.shape[1]))
+            for on, count in known:
+                if found.setdefault(on, count) != count:
+                    raise ValueError(
+                        f"{self.name}: {name} has {count} rows for {found[on]} elements {on!r}"
+                    )
+        for name, f, _ in self.tensors():
+            if lacking := set(f.sets) - found.keys() - {"whole"}:
+                raise ValueError(f"{self.name}: {name} points into {lacking}, but there are none")
+        return found
+
 
 def block_diagonal(matrices: Sequence[Tensor]) -> Tensor:
     """Coalesced sparse COO matrices (r_i c_i) -> one coalesced COO matrix (sum r_i, sum c_i)."""
@@ -108,28 +167,43 @@ def block_diagonal(matrices: Sequence[Tensor]) -> Tensor:
         values.append(matrix.values())
         rows += matrix.shape[0]
         cols += matrix.shape[1]
-    return torch.sparse_coo_tensor(
-        torch.cat(indices, dim=1),
-        torch.cat(values),
-        (rows, cols),
-        is_coalesced=True,
-        check_invariants=False,
-    )
+    return _sparse(torch.cat(indices, dim=1), torch.cat(values), (rows, cols))
 
 
-def _pack(kind: Kind, values: list[Tensor], vertices: list[int]) -> Tensor:
-    if kind == "row":
+def _sparse(index: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
+    return torch.sparse_coo_tensor(index, value, size, is_coalesced=True, check_invariants=False)
+
+
+def _shifted(index: Tensor, f: Field, start: Mapping[str, int], sign: int) -> Tensor:
+    """Indices moved by where their sets begin in the batch; negative ones stay."""
+    if isinstance(f.into, str):
+        by: Any = sign * start[f.into]
+    else:
+        by = torch.tensor([sign * start[name] for name in f.into], device=index.device)
+    return torch.where(index < 0, index, index + by)
+
+
+def _starts(counts: Mapping[str, Sequence[int]]) -> Iterator[dict[str, int]]:
+    """Where every set begins, shape by shape."""
+    sums = {name: [0, *itertools.accumulate(n)] for name, n in counts.items()}
+    for i in range(len(counts["vertex"])):
+        yield {name: total[i] for name, total in sums.items()}
+
+
+def _pack(f: Field, values: list[Tensor], starts: Sequence[Mapping[str, int]]) -> Tensor:
+    if f.kind == "row":
         return torch.cat(values)
-    if kind == "shape":
+    if f.kind == "whole":
         return torch.stack(values)
-    if kind == "matrix":
+    if f.kind == "matrix":
         return block_diagonal(values)
-    return torch.cat([v + o for v, o in zip(values, vertices, strict=True)])
+    return torch.cat([_shifted(v, f, s, 1) for v, s in zip(values, starts, strict=True)])
 
 
 @dataclass
 class ShapeBatch:
-    """Several shapes, packed. Fields as in :class:`Shape`, plus ``ptr`` (b+1) and its siblings.
+    """Several shapes, packed. Fields as in :class:`Shape`, plus ``ptr`` (b+1), where the vertices
+    of each begin, and ``counts``: element set -> how many each shape has.
 
     ``cache`` keeps what is derived from the batch once and used in several layers (padded
     eigenvectors, compressed gradients); it does not travel to another device.
@@ -138,16 +212,12 @@ class ShapeBatch:
     pos: Tensor
     face: Tensor
     ptr: Tensor
-    sizes: list[int]
-    face_sizes: list[int]
-    label_sizes: list[int]
-    row_sizes: dict[str, list[int]]
+    counts: dict[str, list[int]]
     normal: Tensor | None
     ops: Operators
     label: Tensor | None
     category: Tensor | None
     landmark: Tensor | None
-    landmark_sizes: list[int]
     names: list[str]
     cache: dict[str, Any] = field(default_factory=dict)
 
@@ -156,17 +226,23 @@ class ShapeBatch:
         """Pack shapes; every one must have the same fields.
 
         Raises:
-            ValueError: a field is present in some shapes only.
+            ValueError: a field is present in some shapes only, or has the wrong number of rows.
         """
         if not shapes:
             raise ValueError("an empty list cannot be packed")
-        sizes = [s.pos.shape[0] for s in shapes]
-        face_sizes = [s.face.shape[0] for s in shapes]
-        ptr = torch.zeros(len(shapes) + 1, dtype=torch.long)
-        ptr[1:] = torch.cumsum(torch.tensor(sizes), 0)
-        vertices = ptr[:-1].tolist()
+        fields = shapes[0].ops.fields
+        for shape in shapes[1:]:
+            if shape.ops.fields != fields:
+                raise ValueError(
+                    f"operators of {shapes[0].name!r} {sorted(fields)} and {shape.name!r} "
+                    f"{sorted(shape.ops.fields)} differ"
+                )
+        sizes = [s.sizes() for s in shapes]
+        sets = dict.fromkeys(name for size in sizes for name in size)
+        counts = {name: [size.get(name, 0) for size in sizes] for name in sets}
+        starts = list(_starts(counts))
 
-        def gather(name: str, kind: Kind) -> Tensor | None:
+        def gather(name: str) -> Tensor | None:
             values = [getattr(s, name) for s in shapes]
             present = [v for v in values if v is not None]
             if not present:
@@ -174,95 +250,58 @@ class ShapeBatch:
             if len(present) < len(values):
                 missing = [s.name for s, v in zip(shapes, values, strict=True) if v is None]
                 raise ValueError(f"{name} is missing in {missing} but not in the others")
-            return _pack(kind, present, vertices)
+            return _pack(FIELDS[name], present, starts)
 
-        kinds = shapes[0].ops.kinds
-        for shape in shapes[1:]:
-            if shape.ops.kinds != kinds:
-                raise ValueError(
-                    f"operators of {shapes[0].name!r} {sorted(kinds)} and {shape.name!r} "
-                    f"{sorted(shape.ops.kinds)} differ"
-                )
-        values = {n: _pack(kind, [s.ops[n] for s in shapes], vertices) for n, kind in kinds.items()}
-        rows = {
-            n: [s.ops[n].shape[0] for s in shapes]
-            for n, kind in kinds.items()
-            if kind in ("row", "index")
-        }
-        pos = torch.cat([s.pos for s in shapes])
-        face = torch.cat([s.face + v for s, v in zip(shapes, vertices, strict=True)])
+        ops = {n: _pack(f, [s.ops[n] for s in shapes], starts) for n, f in fields.items()}
         return ShapeBatch(
-            pos=pos,
-            face=face,
-            ptr=ptr,
-            sizes=sizes,
-            face_sizes=face_sizes,
-            label_sizes=[0 if s.label is None else s.label.shape[0] for s in shapes],
-            row_sizes=rows,
-            normal=gather("normal", "row"),
-            ops=Operators(values, kinds),
-            label=gather("label", "row"),
-            category=gather("category", "shape"),
-            landmark=gather("landmark", "index"),
-            landmark_sizes=[0 if s.landmark is None else s.landmark.shape[0] for s in shapes],
+            **cast("dict[str, Any]", {name: gather(name) for name in FIELDS}),
+            ptr=torch.tensor([*(s["vertex"] for s in starts), sum(counts["vertex"])]),
+            counts=counts,
+            ops=Operators(ops, fields),
             names=[s.name for s in shapes],
         )
 
     def unpack(self) -> list[Shape]:
         """The shapes that were packed."""
         shapes: list[Shape] = []
-        vertex = face = label = mark = 0
-        rows = dict.fromkeys(self.row_sizes, 0)
-        for i, (v, f) in enumerate(zip(self.sizes, self.face_sizes, strict=True)):
-            ops: dict[str, Tensor] = {}
-            for name, kind in self.ops.kinds.items():
-                value = self.ops[name]
-                if kind == "shape":
-                    ops[name] = value[i]
-                elif kind == "matrix":
-                    ops[name] = _block(value, vertex, v)
-                else:
-                    n = self.row_sizes[name][i]
-                    part = value[rows[name] : rows[name] + n]
-                    rows[name] += n
-                    ops[name] = part - vertex if kind == "index" else part
-            n, t = self.label_sizes[i], self.landmark_sizes[i]
-            shapes.append(
-                Shape(
-                    pos=self.pos[vertex : vertex + v],
-                    face=self.face[face : face + f] - vertex,
-                    normal=None if self.normal is None else self.normal[vertex : vertex + v],
-                    ops=Operators(ops, self.ops.kinds),
-                    label=None if self.label is None else self.label[label : label + n],
-                    category=None if self.category is None else self.category[i],
-                    landmark=None
-                    if self.landmark is None
-                    else self.landmark[mark : mark + t] - vertex,
-                    name=self.names[i],
-                )
-            )
-            vertex, face, label, mark = vertex + v, face + f, label + n, mark + t
+        for i, start in enumerate(_starts(self.counts)):
+
+            def part(x: Tensor, f: Field, i: int = i, start: dict[str, int] = start) -> Tensor:
+                if f.kind == "whole":
+                    return x[i]
+                rows = slice(start[f.on], start[f.on] + self.counts[f.on][i])
+                if f.kind == "matrix":
+                    into = cast(str, f.into)
+                    return _block(x, rows, start[into], self.counts[into][i])
+                return _shifted(x[rows], f, start, -1) if f.kind == "index" else x[rows]
+
+            own: dict[str, Any] = {
+                name: None if (x := getattr(self, name)) is None else part(x, f)
+                for name, f in FIELDS.items()
+            }
+            shapes.append(Shape(**own, ops=self.ops.map(part), name=self.names[i]))
         return shapes
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.names)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Vertices of every shape."""
+        return self.counts["vertex"]
+
+    def rows(self, name: str) -> list[Tensor]:
+        """One of the operators, shape by shape; indices count from the shape's own elements."""
+        f = self.ops.fields[name]
+        parts = self.ops[name].split(self.counts[f.on])
+        if f.kind != "index":
+            return list(parts)
+        return [_shifted(p, f, s, -1) for p, s in zip(parts, _starts(self.counts), strict=True)]
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> ShapeBatch:
-        def optional(x: Tensor | None) -> Tensor | None:
-            return None if x is None else function(x)
-
-        return replace(
-            self,
-            pos=function(self.pos),
-            face=function(self.face),
-            ptr=function(self.ptr),
-            normal=optional(self.normal),
-            ops=self.ops.map(function),
-            label=optional(self.label),
-            category=optional(self.category),
-            landmark=optional(self.landmark),
-            cache={},
-        )
+        own = {n: None if (x := getattr(self, n)) is None else function(x) for n in FIELDS}
+        ops = self.ops.map(lambda x, _: function(x))
+        return replace(self, **own, ptr=function(self.ptr), ops=ops, cache={})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ShapeBatch:
         return self._map(lambda x: x.to(device, non_blocking=non_blocking))
@@ -343,47 +382,48 @@ class ShapeBatch:
         return whole.repeat_interleave(self._lengths(), dim=0, output_size=self.pos.shape[0])
 
 
-def _block(matrix: Tensor, start: int, size: int) -> Tensor:
+def _block(matrix: Tensor, rows: slice, column: int, columns: int) -> Tensor:
     matrix = matrix.coalesce()
-    rows = matrix.indices()[0]
-    keep = (rows >= start) & (rows < start + size)
-    return torch.sparse_coo_tensor(
-        matrix.indices()[:, keep] - start,
-        matrix.values()[keep],
-        (size, size),
-        is_coalesced=True,
-        check_invariants=False,
-    )
+    index = matrix.indices()
+    keep = (index[0] >= rows.start) & (index[0] < rows.stop)
+    shift = torch.tensor([[rows.start], [column]], device=matrix.device)
+    return _sparse(index[:, keep] - shift, matrix.values()[keep], (rows.stop - rows.start, columns))
 
 
-@dataclass
-class PairBatch:
-    """Two batches that belong together: source and target (matching), input and target."""
+class GroupBatch:
+    """Batches that belong together, by name: source and target of a map, ... Read as attributes.
 
-    source: ShapeBatch
-    target: ShapeBatch
+    The n-th shapes of all members are one group.
+    """
+
+    def __init__(self, **members: ShapeBatch) -> None:
+        self.members = members
+
+    def __getattr__(self, name: str) -> ShapeBatch:
+        if name == "members" or name not in self.members:
+            raise AttributeError(name)
+        return self.members[name]
 
     @staticmethod
-    def pack(pairs: Sequence[tuple[Shape, Shape]]) -> PairBatch:
-        """Pack the sources and the targets of pairs."""
-        return PairBatch(
-            ShapeBatch.pack([a for a, _ in pairs]), ShapeBatch.pack([b for _, b in pairs])
-        )
+    def pack(groups: Sequence[Mapping[str, Shape]]) -> GroupBatch:
+        """Pack the members of the groups, name by name."""
+        return GroupBatch(**{n: ShapeBatch.pack([g[n] for g in groups]) for n in groups[0]})
 
     @property
     def names(self) -> list[str]:
-        both = zip(self.source.names, self.target.names, strict=True)
-        return [f"{a}-{b}" for a, b in both]
+        return [
+            "-".join(group) for group in zip(*(m.names for m in self.members.values()), strict=True)
+        ]
 
-    def unpack(self) -> list[tuple[Shape, Shape]]:
-        """The pairs that were packed."""
-        return list(zip(self.source.unpack(), self.target.unpack(), strict=True))
+    def unpack(self) -> list[tuple[Shape, ...]]:
+        """The groups that were packed, each in the order of the names."""
+        return list(zip(*(m.unpack() for m in self.members.values()), strict=True))
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(next(iter(self.members.values())))
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PairBatch:
-        return PairBatch(self.source.to(device, non_blocking), self.target.to(device, non_blocking))
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> GroupBatch:
+        return GroupBatch(**{n: m.to(device, non_blocking) for n, m in self.members.items()})
 
-    def pin_memory(self) -> PairBatch:
-        return PairBatch(self.source.pin_memory(), self.target.pin_memory())
+    def pin_memory(self) -> GroupBatch:
+        return GroupBatch(**{n: m.pin_memory() for n, m in self.members.items()})

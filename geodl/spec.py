@@ -6,8 +6,9 @@ Everything here is frozen, plain data; nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
 import numpy as np
@@ -15,12 +16,47 @@ from numpy.typing import NDArray
 
 from geodl.errors import UserError
 
-# How a field of a shape becomes a field of a batch.
-#   row         one row per vertex, edge, face, ...: concatenated
-#   index       indices of vertices: offset by the vertices before, concatenated
-#   shape       one entry per shape: stacked
-#   matrix      sparse (v v): block diagonal
-Kind = Literal["row", "index", "shape", "matrix"]
+Kind = Literal["row", "index", "matrix", "whole"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """What a tensor of a shape is about. Packing, moving and carrying read this and nothing else.
+
+    on      the element set whose rows it has: "vertex", "face", "edge", "label" (the labelled
+            elements), "landmark", "template", "sample", ...; "whole" for the shape itself
+    kind    row     one row per element; batches are concatenated
+            index   numbers of elements of other sets; offset by those before, concatenated; a
+                    negative number says none, and stays
+            matrix  sparse; block diagonal
+            whole   one entry per shape; stacked
+    into    the set that indices point into, or that a matrix has columns for; one per column where
+            the columns of an index differ
+    turns   rows are vectors (.. 3) that turn with the shape
+    scale   multiplied by s to this power when the shape is scaled by s
+    """
+
+    on: str = "vertex"
+    kind: Kind = "row"
+    into: str | tuple[str, ...] = ""
+    turns: bool = False
+    scale: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.kind in ("index", "matrix")) != bool(self.into):
+            raise ValueError(f"{self}: indices and matrices, and no others, say what is in them")
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The element sets that it lies on or points into."""
+        into = (self.into,) if isinstance(self.into, str) else self.into
+        return (self.on, *(name for name in into if name))
+
+
+# The sets that go when a shape gets another mesh, and those that its labels bring along.
+MESH = ("vertex", "edge", "face")
+LABELS = ("label", "label_edge")
+SQUARE = Field("vertex", "matrix", into="vertex")
 Out = Literal["vertex", "edge", "face", "whole"]
 LabelOn = Literal["vertex", "edge", "face", "whole"]
 
@@ -34,7 +70,7 @@ class Need:
     """One request to the geometry. Its parameters enter the cache key."""
 
     function: ClassVar[str] = ""  # "module:name" of the function in geodl.ops that answers it
-    fields: ClassVar[dict[str, Kind]] = {}  # what it adds to Shape.ops and how that batches
+    fields: ClassVar[dict[str, Field]] = {}  # what it adds to Shape.ops
 
     def merge(self, other: Need) -> Need:
         """The one request that answers both (same class on both sides)."""
@@ -55,7 +91,7 @@ class Mass(Need):
     """Lumped vertex areas, (v)."""
 
     function: ClassVar[str] = "geodl.ops.laplacian:mass"
-    fields: ClassVar[dict[str, Kind]] = {"mass": "row"}
+    fields: ClassVar[dict[str, Field]] = {"mass": Field(scale=2)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +99,7 @@ class Laplacian(Need):
     """Weak Laplacian (v v), positive semi-definite, with the vertex areas (v)."""
 
     function: ClassVar[str] = "geodl.ops.laplacian:laplacian_fields"
-    fields: ClassVar[dict[str, Kind]] = {"lap": "matrix", "mass": "row"}
+    fields: ClassVar[dict[str, Field]] = {"lap": SQUARE, "mass": Field(scale=2)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +108,11 @@ class Spectrum(Need):
 
     k: int = 128
     function: ClassVar[str] = "geodl.ops.spectrum:spectrum_fields"
-    fields: ClassVar[dict[str, Kind]] = {"evals": "shape", "evecs": "row", "mass": "row"}
+    fields: ClassVar[dict[str, Field]] = {
+        "evals": Field("whole", "whole", scale=-2),
+        "evecs": Field(scale=-1),
+        "mass": Field(scale=2),
+    }
 
     def __post_init__(self) -> None:
         bucket = next((b for b in SPECTRUM_BUCKETS if b >= self.k), None)
@@ -91,7 +131,9 @@ class Gradient(Need):
     """Tangent-frame gradient matrices (v v), two of them."""
 
     function: ClassVar[str] = "geodl.ops.gradient:gradient_fields"
-    fields: ClassVar[dict[str, Kind]] = {"grad_x": "matrix", "grad_y": "matrix"}
+    fields: ClassVar[dict[str, Field]] = dict.fromkeys(
+        ("grad_x", "grad_y"), replace(SQUARE, scale=-1)
+    )
 
 
 @dataclass(frozen=True)
@@ -254,6 +296,11 @@ class Item:
     name: str
     category: int | None = None
     source: Any = field(default=None, compare=False)
+
+
+def item_seed(name: str) -> int:
+    """A number that belongs to an item's name, the same everywhere."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _lists(value: Any) -> Any:

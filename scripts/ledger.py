@@ -1,6 +1,9 @@
-"""Copy results of finished runs to the ledger, list it, and bring the README's numbers up to date.
+"""The project's reference: add finished runs to it, and write what is read from it.
 
-python scripts/ledger.py [outputs [ledger]]
+    python scripts/ledger.py add outputs/...   copy finished runs to docs/results/runs
+    python scripts/ledger.py                   write docs/results and the README's numbers again
+
+A run whose code is in no commit is refused.
 """
 
 from __future__ import annotations
@@ -13,50 +16,55 @@ from typing import Any
 
 import numpy as np
 
-from geodl.data.files import atomic
-from geodl.record import to_ledger
-from geodl.report import label
-from geodl.tables import in_words, written
+from geodl.atomic import atomic
+from geodl.cli.listing import entries
+from geodl.errors import UserError
+from geodl.results import tables
+from geodl.results.reference import add, factor, in_numbers, reference_dir
+from geodl.results.render import in_words, write, written
+from geodl.results.report import label
+from geodl.runs.compose import config_dir
 
 HEAD = """# Results
 
 ## Tables
 
-Each is written from the ledger by `geodl mode=table table=<name>`, with what was published beside
-it.
+Each is written from the runs below by `scripts/ledger.py`; `geodl mode=table table=<name>` sets
+your own runs beside it.
 
 {tables}
 
 ## All runs
 
-Everything in the ledger ([runs/](runs)): mean and standard deviation over seeds; accuracies in
+Everything in the reference ([runs/](runs)): mean ± standard deviation (number of seeds); shares in
 percent, errors of faces in millimetres, geodesic errors x 100 over the root of the area. Every
-number is that of the last epoch, or of the one that a model's `select=` names. Written by
+number is that of the last epoch, or of the one that a model's `select=` names; the commit is that
+of the evaluation, with a star where the code had changes that are in no commit. Written by
 `scripts/ledger.py`; do not edit.
 
 """
 COLUMNS = (
-    "protocol", "model", "test set", "metrics", "train", "seeds", "epochs", "parameters",
-    "s / epoch", "commit",
+    "protocol", "model", "test set", "metrics", "train", "epochs", "parameters", "s / epoch",
+    "commit",
 )  # fmt: skip
-PERCENT = ("acc", "class_acc", "miou", "face_acc", "hard_edge_acc", "soft_edge_acc")
-PLAIN = ("error", "median", "p90", "surface", "geodesic", "failed", "auc")
 
 
-def number(values: list[float], factor: float = 1.0) -> str:
-    spread = f" ± {factor * np.std(values, ddof=1):.2f}" if len(values) > 1 else ""
-    return f"{factor * np.mean(values):.2f}{spread}"
-
-
-def metrics(scores: list[dict[str, float]]) -> str:
-    kinds = [(m, 100.0) for m in PERCENT] + [(m, 1.0) for m in PLAIN]
-    return ", ".join(f"{m} {number([s[m] for s in scores], f)}" for m, f in kinds if m in scores[0])
+def metrics(group: list[dict[str, Any]], test: str) -> str:
+    """Every declared metric of a test set, over the seeds."""
+    scores = [r["eval"][test]["scores"] for r in group if test in r["eval"]]
+    words: list[str] = []
+    for name, m in group[0]["metrics"].items():
+        if name in scores[0]:
+            words.append(f"{name} {in_numbers([factor(m['unit']) * s[name] for s in scores])}")
+    return ", ".join(words)
 
 
 def trained(group: list[dict[str, Any]]) -> str:
-    for key, factor in (("train/acc", 100.0), ("train/error", 1.0), ("train/loss", 1.0)):
-        if all(key in r["train"] for r in group):
-            return f"{key[6:]} {number([r['train'][key] for r in group], factor)}"
+    """The headline metric, or the loss, of the last epoch of training."""
+    for name, m in [*group[0]["metrics"].items(), ("loss", {"unit": "", "headline": True})]:
+        values = [r["train"].get(f"train/{name}") for r in group]
+        if m["headline"] and None not in values:
+            return f"{name} {in_numbers([factor(m['unit']) * v for v in values])}"
     return ""
 
 
@@ -66,31 +74,33 @@ def head(results: Path) -> str:
     return HEAD.format(tables="\n".join(tables))
 
 
-def table(ledger: Path) -> str:
+def all_runs(reference: Path) -> str:
+    """docs/results/README.md."""
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted(ledger.glob("*.json")):
+    for file in sorted((reference / "runs").glob("*.json")):
         result = json.loads(file.read_text())
         runs[result["hash"]].append(result)
     lines: list[str] = []
     for group in runs.values():
         first = group[0]
         for test in first["eval"]:
-            scores = [r["eval"][test]["scores"] for r in group if test in r["eval"]]
+            made = [r for r in group if test in r["eval"]]
+            dirty = {True: "*", False: "", None: ""}
+            commits = {f"{r['eval'][test]['commit'][:8]}{dirty[r['dirty']]}" for r in made}
             cells = (
                 first["protocol"],
                 label(first),
                 test,
-                metrics(scores),
-                trained(group),
-                str(len(scores)),
+                metrics(made, test),
+                trained(made),
                 str(first["epochs"]),
                 f"{first['parameters']:,}",
                 f"{np.mean([r['seconds_per_epoch'] for r in group]):.0f}",
-                ", ".join(sorted({str(r["commit"])[:8] for r in group})),
+                ", ".join(sorted(commits)),
             )
             lines.append("| " + " | ".join(cells) + " |")
     first = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
-    return head(ledger.parent) + "\n".join([*first, *sorted(lines)]) + "\n"
+    return head(reference) + "\n".join([*first, *sorted(lines)]) + "\n"
 
 
 BLOCK = ("<!-- tables: written by scripts/ledger.py -->\n", "<!-- /tables -->")
@@ -105,17 +115,42 @@ def readme(text: str, results: Path) -> str:
     return f"{before}{BLOCK[0]}{lines}\n{BLOCK[1]}{after}"
 
 
-if __name__ == "__main__":
-    words = sys.argv[1:]
-    outputs = Path(words[0] if words else "outputs")
-    ledger = Path(words[1] if len(words) > 1 else "docs/results/runs")
-    for result in sorted(outputs.rglob("result.json")):
-        if entry := to_ledger(result.parent, ledger):
-            print(entry)
-    texts = {ledger.parent / "README.md": table(ledger)}
-    page = Path("README.md")
-    if page.is_file() and BLOCK[0] in page.read_text():
-        texts[page] = readme(page.read_text(), ledger.parent)
+def write_tables(reference: Path) -> None:
+    """Every table that has entries, at the budgets that are written already, and "short"."""
+    from omegaconf import OmegaConf
+
+    for name, _ in entries(config_dir(), "table"):
+        plain: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / f"table/{name}.yaml"))
+        tables.check(name, plain)
+        for budget in ("short", "paper"):
+            work = tables.jobs(plain, budget)
+            data = tables.collect(name, plain, budget, work, reference)
+            known = budget == "short" or (reference / f"{data['file']}.json").is_file()
+            if known and any(row["runs"] for row in data["rows"]):
+                write(data, reference)
+
+
+def main(words: list[str]) -> None:
+    reference = reference_dir()
+    if words:
+        if words[0] != "add" or len(words) < 2:
+            raise UserError("say: python scripts/ledger.py add <run folders, or one around them>.")
+        for place in words[1:]:
+            for result in sorted(Path(place).rglob("result.json")):
+                if entry := add(result.parent, reference):
+                    print(entry)
+    write_tables(reference)
+    texts = {reference / "README.md": all_runs(reference)}
+    page = reference.parent.parent / "README.md"
+    texts[page] = readme(page.read_text(), reference)
     for place, text in texts.items():
         with atomic(place) as part:
             part.write_text(text)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.stderr.write(f"ledger: {error}\n")
+        sys.exit(2)

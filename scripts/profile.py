@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from geodl.build import build_task, compose
-from geodl.data.base import attach
+from geodl.runs.build import build_task
+from geodl.runs.compose import compose
+from geodl.data.views import attach
 from geodl.data.files import read_mesh
 from geodl.ops.cache import Cache
 from geodl.ops.check import repair

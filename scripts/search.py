@@ -28,10 +28,11 @@ import optuna
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from geodl import record
-from geodl.build import compose
+from geodl.runs import record
+from geodl.runs.compose import compose
 from geodl.errors import UserError
-from geodl.run import die_along, explain
+from geodl.runs.mistakes import explain
+from geodl.runs.sweep import die_along
 
 SPAN = re.compile(r"(range|log|int)\(([^,]+),([^,]+)\)")
 MAXIMISED = ("acc", "miou", "auc", "exact", "cover")

@@ -23,11 +23,11 @@ import numpy as np
 import pytest
 import torch
 
-from geodl.data.base import attach
 from geodl.data.creatures import Creatures
 from geodl.data.fetch import Paths
+from geodl.data.views import attach
 from geodl.ops.cache import Cache
-from geodl.shape import Operators, Shape
+from geodl.shape import Shape
 from geodl.spec import Gradient, Laplacian, Needs, Normals, Spectrum
 
 torch.set_num_threads(1)
@@ -58,7 +58,7 @@ def shapes(paths: Paths, cache: Cache) -> list[Shape]:
 
 def labelled_on(shape: Shape, on: str) -> Shape:
     """The shape with labels on faces or edges instead of vertices."""
-    from geodl.data.base import edges_of
+    from geodl.carry import EDGE, edges_of
 
     if on == "vertex":
         return shape
@@ -66,7 +66,7 @@ def labelled_on(shape: Shape, on: str) -> Shape:
     if on == "face":
         return shape.replace(label=shape.label[shape.face[:, 0]])
     edge, _ = edges_of(shape.face)
-    ops = Operators(shape.ops.values_, shape.ops.kinds).added({"edge": edge}, {"edge": "index"})
+    ops = shape.ops.added({"edge": edge}, {"edge": EDGE})
     return shape.replace(label=shape.label[edge[:, 0]], ops=ops)
 
 

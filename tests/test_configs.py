@@ -1,29 +1,38 @@
 """Every file below configs/ composes, and every experiment builds."""
 
+import importlib
+import inspect
+import json
+import re
 import subprocess
 import sys
+from dataclasses import asdict, is_dataclass
 
 import pytest
 from conftest import icosphere
 from omegaconf import OmegaConf
 
-from geodl import record
-from geodl.build import build_many, build_task, compose, make
+from geodl.cli.listing import describe
 from geodl.errors import UserError
-from geodl.listing import describe
-from geodl.run import config_dir
+from geodl.results.reference import reference_dir
+from geodl.runs import record
+from geodl.runs.build import SLOTS, build_many, build_task, make
+from geodl.runs.compose import compose, config_dir
 from geodl.spec import DataSpec, Template
 
-FILES = sorted(p.relative_to(config_dir()) for p in config_dir().rglob("*.yaml"))
+FILES = sorted(p.relative_to(config_dir()) for p in config_dir().rglob("[!_]*.yaml"))
 EXPERIMENTS = [
     str(f.relative_to("experiment").with_suffix("")) for f in FILES if f.parts[0] == "experiment"
 ]
 MEMBERS = [(f.parts[0], f.stem) for f in FILES if len(f.parts) == 2]
+REFERENCE = sorted((reference_dir() / "runs").glob("*.json"))
 SEVERAL = ("augment", "test", "callbacks")
 
 
 def test_how_many_there_are():
-    assert (len(FILES), len(EXPERIMENTS), len(MEMBERS)) == (152, 46, 105)
+    assert len(FILES) >= 150 and len(EXPERIMENTS) >= 46 and len(MEMBERS) >= 100
+    for slot, at_least in (("encoder", 9), ("data", 18), ("task", 4), ("decoder", 5)):
+        assert sum(group == slot for group, _ in MEMBERS) >= at_least
 
 
 @pytest.mark.parametrize(("group", "name"), MEMBERS)
@@ -54,6 +63,74 @@ def test_every_experiment_builds(name):
     assert sum(p.numel() for p in task.parameters()) > 1000 or cfg.epochs == 0
     assert make("data", cfg.data) and describe(config_dir() / "experiment" / f"{name}.yaml")
     assert cfg.epochs >= 0 and record.run_hash(cfg)
+
+
+# Files that are the same component with other options, and say so.
+VARIANTS = {
+    "encoder/pointnet_tnets",
+    "data/modelnet40",
+    *(f"data/{n}" for n in ("scape_r", "shrec19_r", "tosca", "tosca_noniso")),
+    "task/reconstruction",  # every weight that there is, where Python has those that are not zero
+    "task/matching",
+    *(f"test/{n}" for n in ("cropped", "uneven", "simplified_10", "simplified_25")),
+}
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (group, name)
+        for group, name in MEMBERS
+        if group in SLOTS
+        and f"{group}/{name}" not in VARIANTS
+        and "_target_: geodl." in (config_dir() / group / f"{name}.yaml").read_text()
+    ],
+)
+def test_values_in_yaml_are_the_defaults_in_python(group, name):
+    node = OmegaConf.to_container(compose([f"{group}={name}"])[group], resolve=True)
+    node = node[name] if group in SEVERAL else node
+    if group == "test":
+        node = node["perturb"][0]
+    target = node.pop("_target_")
+    module, _, cls = target.rpartition(".")
+    defaults = {
+        k: p.default
+        for k, p in inspect.signature(
+            getattr(importlib.import_module(module), cls)
+        ).parameters.items()
+    }
+    for key, value in node.items():
+        default = defaults[key]
+        if isinstance(default, tuple):
+            default = list(default)
+        if is_dataclass(default):
+            default = {k: v for k, v in asdict(default).items() if k in value}
+        if not isinstance(value, list | dict) or not any("_target_" in str(v) for v in value):
+            assert value == default, f"{group}/{name}.yaml has {key}: {value}, Python {default}"
+
+
+def test_components_of_a_slot_have_names_of_their_own():
+    """Runs are named by them."""
+    for slot in SLOTS:
+        targets = set()
+        for group, name in MEMBERS:
+            text = (config_dir() / group / f"{name}.yaml").read_text() if group == slot else ""
+            targets |= set(re.findall(r"_target_: (geodl\.\S+)", text))
+        names = [t.rsplit(".", 1)[-1] for t in targets]
+        assert len(names) == len(set(names)), slot
+
+
+@pytest.mark.parametrize("file", REFERENCE, ids=lambda f: f.stem)
+def test_reference_entries_are_named_by_their_configs(file):
+    entry = json.loads(file.read_text())
+    assert file.stem == f"{record.hash_of(entry['config'])}-s{entry['seed']}"
+    assert record.headline(entry, next(iter(entry["eval"].values()))["scores"])
+    for evaluation in entry["eval"].values():
+        assert len(evaluation["commit"]) == 40 and evaluation["dirty"] in (True, False)
+
+
+def test_no_reference_entry_is_lost():
+    assert len(REFERENCE) >= 103
 
 
 # ---- identity ----
@@ -128,7 +205,7 @@ def test_folder_names_come_from_the_classes():
         ("os.system", "outside geodl, torch.optim"),
         ("torch.hub.load", "outside geodl"),
         ("torch.utils.cpp_extension.load_inline", "outside geodl"),
-        ("geodl.encoders.base.mlp", "is no Encoder"),
+        ("geodl.nn.mlp.mlp", "is no Encoder"),
         ("geodl.tasks.base.Task", "is no Encoder"),
         ("geodl.encoders.nowhere.Net", "does not exist"),
     ],
@@ -167,7 +244,7 @@ def test_options_are_checked_by_name_and_type(options, message):
 def test_light_commands_import_no_torch(words, code, tmp_path):
     probe = (
         f"import sys; sys.argv[1:] = {words!r}\n"
-        "from geodl.run import main\n"
+        "from geodl.cli.main import main\n"
         "try: main(); code = 0\n"
         "except SystemExit as e: code = e.code or 0\n"
         "heavy = [m for m in ('torch', 'lightning', 'scipy', 'matplotlib') if m in sys.modules]\n"

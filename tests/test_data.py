@@ -10,26 +10,23 @@ from conftest import FACES_OF_TETRA as FACES
 from conftest import TETRA, write_off
 
 from geodl.augment import SO3, Dropout, Jitter, RotateZ, Scale
-from geodl.data.base import (
-    EpochBatches,
-    ShapeDataset,
-    checked_in_split,
-    list_checksum,
-    sampled,
-    split_by_class,
-)
+from geodl.carry import sampled
 from geodl.data.creatures import PARTS, SIZES, SPECIES, Creatures
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_labels, read_mesh, write_ply
 from geodl.data.folder import Folder
 from geodl.data.human_seg import HumanSeg
+from geodl.data.loaders import EpochBatches, Loaders
 from geodl.data.modelnet import MODELNET10, MODELNET40, ModelNet
+from geodl.data.preprocess import Preprocess
 from geodl.data.princeton import NAMES, Princeton
 from geodl.data.rna import RNA
 from geodl.data.shapenetpart import CLASSES as SHAPENET
 from geodl.data.shapenetpart import HDF5, TEXT, ShapeNetPart
 from geodl.data.shrec11 import CLASSES as SHREC
 from geodl.data.shrec11 import SHREC11
+from geodl.data.source import checked_in_split, list_checksum, split_by_class
+from geodl.data.views import View, Wishes
 from geodl.errors import UserError
 from geodl.ops import check as checks
 from geodl.ops.geometry import unique_edges
@@ -131,7 +128,7 @@ def test_princeton_layout(place):
         assert by_name[name] == cls
     assert data.load(data.items("test")[0]).face.shape == (4, 3)
     assert "1000v" in data.spec.protocol
-    assert "original" in Princeton(place, vertices=None).spec.protocol
+    assert "original" in Princeton(place, preprocess=Preprocess()).spec.protocol
     (place.data / "princeton_segmentation/off/17.off").unlink()
     with pytest.raises(UserError, match=r"lacks 17.off"):
         Princeton(place).items("train")
@@ -143,11 +140,11 @@ def test_modelnet_off_layout_samples_on_the_fly(place):
             write_off(place.data / f"ModelNet10/{cls}/{split}/{cls}_0001.off", TETRA, FACES)
     data = ModelNet(place, classes=10, layout="off")
     assert len(data.items("train")) == 10 and data.spec.up == "z" and len(MODELNET40) == 40
-    data.configure(Needs.of(Points(128)))
-    dataset = data.dataset("train", train=True)
+    loaders = Loaders(data, Wishes(Needs.of(Points(128))))
+    dataset = loaders.dataset("train", train=True)
     a, b, c = dataset[0, 3], dataset[0, 3], dataset[1, 3]
     assert a.pos.shape == (128, 3) and torch.equal(a.pos, b.pos) and not torch.equal(a.pos, c.pos)
-    fixed = data.dataset("test")
+    fixed = loaders.dataset("test")
     assert torch.equal(fixed[0, 3].pos, fixed[1, 3].pos)
 
 
@@ -166,9 +163,9 @@ def test_modelnet_hdf5_layout(place):
     data = ModelNet(place, classes=40)
     assert [i.category for i in data.items("test")] == [0, 9, 18, 27, 36]
     assert data.load(data.items("test")[2]).is_cloud
-    data.configure(Needs.of(Points(32)))
+    loaders = Loaders(data, Wishes(Needs.of(Points(32))))
     shape = data.load(data.items("test")[2])
-    assert torch.equal(data.dataset("test")[0, 2].pos, shape.pos[:32]), (
+    assert torch.equal(loaders.dataset("test")[0, 2].pos, shape.pos[:32]), (
         "the first 32 for evaluation"
     )
     (root / "ply_data_test0.h5").write_bytes(b"no hdf5")
@@ -284,7 +281,7 @@ def test_folder_with_label_files(tmp_path, place, count, on):
     (tmp_path / "mine/train/b.txt").write_text("1\n2\n")
     broken = Folder(place, str(tmp_path / "mine"))
     with pytest.raises(UserError, match=r"b.txt has 2 labels, but b.obj has 4 vertices, 4 faces"):
-        broken.prepare(Needs())
+        Loaders(broken).prepare()
 
 
 def test_folder_mistakes(tmp_path, place):
@@ -403,7 +400,7 @@ def test_what_is_missing_is_said(place):
 
 
 def test_split_lists_match_their_checksums(tmp_path, monkeypatch):
-    import geodl.data.base as base
+    import geodl.data.source as base
 
     names = sorted(p.stem for p in base.SPLITS.glob("*.json"))
     assert names == ["human_seg", "princeton-10-10", "princeton-16-4"]
@@ -461,31 +458,30 @@ def test_augmentations_that_spoil_operators_need_copies(paths, place):
     data = Creatures(paths, size="tiny")
     needs = Needs.of(Spectrum(32), Gradient())
     for keep in (SO3(), RotateZ(), Scale()):
-        data.configure(needs, [keep])
+        Wishes(needs, (keep,))
     for spoil in (Jitter(), Dropout()):
         with pytest.raises(UserError, match=rf"{type(spoil).__name__} changes .*augment.copies=n"):
-            data.configure(needs, [spoil])
-        data.configure(Needs(), [spoil])
-    data.configure(needs, [Jitter(0.02), SO3()], copies=2)
-    dataset = ShapeDataset(data, data.items("train")[:1], train=True)
+            Wishes(needs, (spoil,))
+        Wishes(Needs(), (spoil,))
+    wishes = Wishes(needs, (Jitter(0.02), SO3()), copies=2)
+    dataset = View(data, data.items("train")[:1], wishes, train=True)
     seen = {dataset[epoch, 0].ops.evals[5].item() for epoch in range(12)}
     assert len(seen) == 2 and len(dataset.kept) == 2
-    data = Creatures(place, size="tiny")
-    data.configure(needs, [Jitter(0.02), SO3()], copies=2)
+    data = Loaders(Creatures(place, size="tiny"), wishes)
     assert data.prepare(splits=["train"]).misses == 16 * (1 + 2 * 2)
     assert data.prepare(splits=["train"]).misses == 0, "every copy is prepared"
 
 
 def test_random_numbers_do_not_depend_on_workers_or_order(paths):
-    data = Creatures(paths, size="tiny")
-    data.configure(Needs(), [SO3(), Scale(), Jitter()], batch_size=4, seed=3)
+    source = Creatures(paths, size="tiny")
+    wishes = Wishes(augment=(SO3(), Scale(), Jitter()), seed=3)
+    data = Loaders(source, wishes, batch_size=4)
     plain = {n: p for b in data.train_batches() for n, p in zip(b.names, b.unpack(), strict=True)}
-    data.configure(Needs(), [SO3(), Scale(), Jitter()], batch_size=2, workers=1, seed=3)
-    for batch in data.train_batches():
+    for batch in Loaders(source, wishes, batch_size=2, workers=1).train_batches():
         for name, shape in zip(batch.names, batch.unpack(), strict=True):
             assert torch.equal(shape.pos, plain[name].pos)
-    data.configure(Needs(), [SO3()], batch_size=4, seed=4)
-    other = next(iter(data.train_batches()))
+    other = Loaders(source, Wishes(augment=(SO3(),), seed=4), batch_size=4)
+    other = next(iter(other.train_batches()))
     assert not torch.equal(other.unpack()[0].pos, plain[other.names[0]].pos)
 
 
@@ -516,8 +512,8 @@ def flawed(tmp_path):
 
 
 def test_one_bad_mesh_is_in_the_report_and_the_others_continue(flawed, place):
-    data = Folder(place, str(flawed))
-    report = data.prepare(Needs.of(Spectrum(32)))
+    data = Loaders(Folder(place, str(flawed)), Wishes(Needs.of(Spectrum(32))))
+    report = data.prepare()
     assert report.shapes == 16 and list(report.dropped) == ["train/a/nan.off"]
     assert "NaN" in report.dropped["train/a/nan.off"]
     assert "duplicate faces" in report.mended["train/a/double.off"]
@@ -527,20 +523,20 @@ def test_one_bad_mesh_is_in_the_report_and_the_others_continue(flawed, place):
 
 def test_policies_of_defects(flawed, place):
     with pytest.raises(UserError, match=r"shape train/a/double.off .*duplicate faces"):
-        Folder(place, str(flawed), on_defect="raise").prepare(Needs())
-    dropped = Folder(place, str(flawed), on_defect="drop").prepare(Needs()).dropped
+        Loaders(Folder(place, str(flawed), preprocess=Preprocess(on_defect="raise"))).prepare()
+    leaving_out = Folder(place, str(flawed), preprocess=Preprocess(on_defect="drop"))
+    dropped = Loaders(leaving_out).prepare().dropped
     assert set(dropped) == {"train/a/nan.off", "train/a/double.off"}
-    with pytest.raises(UserError, match="data.on_defect=ignore is not known"):
-        Folder(place, str(flawed), on_defect="ignore")
+    with pytest.raises(UserError, match="data.preprocess.on_defect=ignore is not known"):
+        Preprocess(on_defect="ignore")
 
 
 def test_many_shapes_are_prepared_in_processes(paths, place, monkeypatch):
-    import geodl.data.base as base
+    import geodl.data.loaders as module
 
     ticks = iter(np.arange(0, 1e6, 50.0))
-    monkeypatch.setattr(base.time, "perf_counter", lambda: next(ticks))
-    data = Creatures(place, size="tiny")
-    data.needs = Needs.of(Spectrum(32))
+    monkeypatch.setattr(module.time, "perf_counter", lambda: next(ticks))
+    data = Loaders(Creatures(place, size="tiny"), Wishes(Needs.of(Spectrum(32))))
     report = data.prepare(splits=["train"])
-    assert report.misses == 32 and data.cache.misses < 32, "most were made elsewhere"
+    assert report.misses == 32 and data.source.cache.misses < 32, "most were made elsewhere"
     assert data.prepare(splits=["train"]).misses == 0

@@ -11,14 +11,14 @@ import torch
 from conftest import grid, icosphere, write_off
 from scipy.sparse.csgraph import dijkstra
 
-from geodl.build import build, compose
-from geodl.data.base import edges_of
+from geodl.carry import EDGE, edges_of
 from geodl.data.coma import EXPRESSIONS, PEOPLE, CoMA
 from geodl.data.dfaust import DFAUST
 from geodl.data.ellipsoids import Ellipsoids
 from geodl.data.heads import Heads
 from geodl.data.morphable import read_morphable
 from geodl.data.registered import Registered
+from geodl.data.views import SCAN
 from geodl.decoders.linear import Linear, similarity
 from geodl.errors import UserError
 from geodl.losses import chamfer, inner, nearest, surface_distance, triangles
@@ -29,6 +29,8 @@ from geodl.ops.hierarchy import decimate, pyramid
 from geodl.ops.remesh import remesh, subdivide
 from geodl.ops.spirals import reference_spirals, spirals
 from geodl.perturb import Holes, Shuffle, Unregister
+from geodl.runs.build import build
+from geodl.runs.compose import compose
 from geodl.shape import Shape, ShapeBatch
 from geodl.spec import DataSpec, Template
 
@@ -439,7 +441,7 @@ def test_unregister_keeps_the_surface_and_the_true_vertices(paths):
 def test_shuffle_loses_the_order_but_not_the_surface(paths):
     data, shape = head_shape(paths)
     edge = edges_of(shape.face)[0]
-    shape = shape.replace(ops=shape.ops.added({"edge": edge}, {"edge": "index"}))
+    shape = shape.replace(ops=shape.ops.added({"edge": edge}, {"edge": EDGE}))
     mixed = Shuffle()(shape, np.random.default_rng(0), data.spec)
     assert not torch.equal(mixed.pos, shape.pos) and torch.equal(mixed.ops.target, mixed.pos)
     torch.testing.assert_close(
@@ -480,8 +482,7 @@ def tiny(*overrides):
 
 
 def batches(parts):
-    parts.data.configure(parts.task.needs, batch_size=8)
-    return list(parts.data.batches("train"))
+    return list(parts.loaders().batches("train"))
 
 
 def test_pca_is_the_best_linear_model(paths):
@@ -529,14 +530,12 @@ def test_losses_without_correspondence_do_not_read_it(loss):
     assert parts.task.weights == {loss: 1.0}
     data, task = parts.data, parts.task
     data._splits = {"train": data.items("train")[:4], "test": data.items("test")[:2]}
-    from geodl.modes import _configure
-
-    _configure(parts)
-    data.prepare()
-    task.fit(data.batches("train"))
+    loaders = parts.loaders()
+    loaders.prepare()
+    task.fit(loaders.batches("train"))
     assert torch.equal(task.mean, torch.from_numpy(task.template.pos)), "not the mean shape"
-    batch = next(iter(data.train_batches()))
-    assert batch.row_sizes["scan"] != batch.row_sizes["target"]
+    batch = next(iter(loaders.train_batches()))
+    assert batch.counts["scan"] != batch.counts["template"]
     prediction = task.predict(batch)
     value = task.losses(prediction, batch)[loss]
     mixed = batch.ops.target[torch.randperm(len(batch.ops.target))]
@@ -572,13 +571,15 @@ def test_pairs_that_cannot_work_are_refused(overrides, message):
 
 
 def test_registered_encoders_refuse_unregistered_training():
-    from geodl.modes import _configure
+    def check(parts):
+        parts.loaders()
+        parts.tests(list(parts.cfg.test))
 
     with pytest.raises(UserError, match="SpiralNet works on the template's own mesh.*Unregister"):
-        _configure(tiny("augment=unregister"))
+        check(tiny("augment=unregister"))
     with pytest.raises(UserError, match=r"Remesh \(test=remeshed\) takes away"):
-        _configure(tiny("test=remeshed"))
-    _configure(tiny("test=[noisy,rotated]"))
+        check(tiny("test=remeshed"))
+    check(tiny("test=[noisy,rotated]"))
     with pytest.raises(UserError, match="task=classification has no decoder"):
         build(compose(["decoder=mlp", "data.size=tiny"]))
 
@@ -589,9 +590,7 @@ def test_scans_of_different_sizes_pack():
     for k in (0, 1):
         p, f = (pos, face) if k == 0 else subdivide(pos, face)
         shape = Shape(torch.from_numpy(p).float(), torch.from_numpy(f), name=str(k))
-        ops = shape.ops.added(
-            {"scan": shape.pos, "scan_face": shape.face}, {"scan": "row", "scan_face": "row"}
-        )
+        ops = shape.ops.added({"scan": shape.pos, "scan_face": shape.face}, SCAN)
         shapes.append(shape.replace(ops=ops))
     from geodl.tasks.reconstruction import scans
 

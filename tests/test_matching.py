@@ -7,15 +7,17 @@ import pytest
 import torch
 from conftest import grid, icosphere, write_off
 
-from geodl.build import build, compose
-from geodl.data.base import attach
 from geodl.data.correspondence import FAUST, Remeshed, read_vts
 from geodl.data.fetch import Paths
+from geodl.data.loaders import Loaders
+from geodl.data.views import Wishes, attach
 from geodl.errors import UserError
 from geodl.metrics import MapError
 from geodl.ops.geodesic import distances, edge_graph
-from geodl.shape import Operators, PairBatch, Shape, ShapeBatch
-from geodl.spec import Laplacian, Needs, Spectrum
+from geodl.runs.build import build
+from geodl.runs.compose import compose
+from geodl.shape import GroupBatch, Operators, Shape, ShapeBatch
+from geodl.spec import Gradient, Laplacian, Needs, Spectrum
 from geodl.tasks.matching import from_fmap, functional_map, to_fmap
 
 # ---- geodesics ----
@@ -110,7 +112,7 @@ def test_a_shape_is_mapped_onto_its_own_permutation(refine, cache):
     a = shape_of(pos, face, cache, "a")
     b = shape_of(pos2, face2, cache, "b", place)
     task = matching("task.k=20", f"task.refine={refine}", "task.zoomout=60", "task.step=5")
-    batch = PairBatch.pack([(a, b)])
+    batch = GroupBatch.pack([{"source": a, "target": b}])
     prediction = task.predict(batch)
     assert prediction.output.shape == (1, 20, 20)
     found = task.maps(prediction, batch)[0]
@@ -129,7 +131,7 @@ def test_a_shape_is_mapped_onto_its_own_permutation(refine, cache):
 def test_losses_vanish_at_the_true_map(cache):
     pos, face, pos2, face2, _, place = bent()
     a, b = shape_of(pos, face, cache, "a"), shape_of(pos2, face2, cache, "b", place)
-    batch = PairBatch.pack([(a, b)])
+    batch = GroupBatch.pack([{"source": a, "target": b}])
     names = ("orthogonality", "commutativity", "supervised")
     task = matching("task.k=15", *(f"task.losses.{n}=1" for n in names))
     prediction = task.predict(batch)
@@ -144,7 +146,7 @@ def test_losses_vanish_at_the_true_map(cache):
 def test_the_categorical_form_names_template_points(cache):
     from dataclasses import replace
 
-    from geodl.build import build_task
+    from geodl.runs.build import build_task
 
     pos, face, pos2, face2, order, place = bent()
     a, b = shape_of(pos, face, cache, "a"), shape_of(pos2, face2, cache, "b", place)
@@ -152,7 +154,7 @@ def test_the_categorical_form_names_template_points(cache):
     cfg = compose([*words, "data=creatures", "data.size=tiny"])
     spec = replace(build(compose(["data.size=tiny"])).data.spec, landmarks=len(pos))
     task = build_task(cfg, spec)
-    batch = PairBatch.pack([(a, b)])
+    batch = GroupBatch.pack([{"source": a, "target": b}])
     prediction = task.predict(batch)
     assert prediction.output.shape == (len(pos), len(pos))
     assert task.losses(prediction, batch)["cross_entropy"] > 4
@@ -250,10 +252,10 @@ def test_both_layouts_and_the_pairs(tmp_path, paths, meshes, maps):
     matching_tree(tmp_path / "faust_r", meshes, maps, count=100)
     data = Remeshed(Paths(tmp_path, paths.cache))
     assert (len(data.items("train")), len(data.items("test"))) == (80, 20)
-    assert (len(data.pairs("train")), len(data.pairs("test"))) == (6320, 190)
-    few = Remeshed(Paths(tmp_path, paths.cache), train_pairs=100)
+    assert (len(Loaders(data).pairs("train")), len(Loaders(data).pairs("test"))) == (6320, 190)
+    few = Loaders(Remeshed(Paths(tmp_path, paths.cache), train_pairs=100))
     assert len(set(few.pairs("train"))) == 100 and len(few.pairs("test")) == 190
-    first = data.pairs("test")[0]
+    first = Loaders(data).pairs("test")[0]
     assert [i.name for i in first] == ["tr_reg_080", "tr_reg_081"]
     shape = data.load(first[0])
     assert data.spec.landmarks == 50 and shape.landmark.tolist() == list(range(50))
@@ -269,7 +271,7 @@ def test_tosca_pairs_are_of_one_animal(tmp_path, paths):
     where = "Dataset/TOSCA_Isometric/vtx_5k"
     matching_tree(tmp_path / "tosca", where, f"{where}/corres", 5, names)
     data = Remeshed(Paths(tmp_path, paths.cache), name="tosca")
-    pairs = [(a.name, b.name) for a, b in data.pairs("test")]
+    pairs = [(a.name, b.name) for a, b in Loaders(data).pairs("test")]
     assert pairs == [("cat0", "cat1"), ("dog0", "dog1"), ("dog0", "dog2"), ("dog1", "dog2")]
 
 
@@ -324,11 +326,11 @@ def test_creatures_of_one_species_are_matched_in_training():
     words += ["task.k=10", "task.losses.orthogonality=1", "task.losses.bijectivity=1"]
     parts = build(compose(words))
     data, task = parts.data, parts.task
-    data.configure(task.needs, batch_size=2, paired=True)
     data._splits = {"train": data.items("train")[:4], "test": data.items("test")[:4]}
-    for a, b in data.pairs("train"):
+    loaders = Loaders(data, Wishes(task.needs), batch_size=2, inputs=task.inputs)
+    for a, b in loaders.pairs("train"):
         assert a.category == b.category and a.name != b.name
-    batches = list(data.train_batches())
+    batches = list(loaders.train_batches())
     optimizer = task.configure_optimizers()
     first = last = 0.0
     for epoch in range(8):
@@ -344,7 +346,9 @@ def test_creatures_of_one_species_are_matched_in_training():
     batch = batches[0]
     together = task.eval().predict(batch).output
     for i, (a, b) in enumerate(batch.unpack()):
-        one = task.predict(PairBatch(ShapeBatch.pack([a]), ShapeBatch.pack([b]))).output[0]
+        one = task.predict(
+            GroupBatch(source=ShapeBatch.pack([a]), target=ShapeBatch.pack([b]))
+        ).output[0]
         torch.testing.assert_close(one, together[i], atol=1e-3, rtol=1e-3)
 
 
@@ -370,12 +374,11 @@ def test_outputs_equal_the_authors():
             for name in ("grad_x", "grad_y")
         }
         rows = {k: torch.from_numpy(stored[f"{side}/{k}"]) for k in ("mass", "evals", "evecs")}
-        kinds = {"mass": "row", "evals": "shape", "evecs": "row"}
-        kinds |= {"grad_x": "matrix", "grad_y": "matrix"}
-        ops = Operators(rows | values, kinds)
+        fields = Spectrum(32).fields | Gradient().fields
+        ops = Operators(rows | values, fields)
         pos = torch.from_numpy(stored[f"{side}/pos"])
         shapes.append(Shape(pos, face, ops=ops, landmark=torch.arange(n), name=side))
-    batch = PairBatch.pack([(shapes[0], shapes[1])])
+    batch = GroupBatch.pack([{"source": shapes[0], "target": shapes[1]}])
     with torch.no_grad():
         for side, half in (("a", batch.source), ("b", batch.target)):
             found = task.describe(half)[0][0]

@@ -11,7 +11,14 @@ from conftest import grid, icosphere
 
 from geodl.ops import check as checks
 from geodl.ops.cache import OPS_VERSION, Cache, compute
-from geodl.ops.geometry import Geometry, face_areas, unique_edges, vertex_normals
+from geodl.ops.geometry import (
+    Geometry,
+    face_areas,
+    face_vectors,
+    unique_edges,
+    unit,
+    vertex_normals,
+)
 from geodl.ops.gradient import gradient, tangent_frames
 from geodl.ops.laplacian import laplacian
 from geodl.ops.remesh import loop, remesh, simplify, slide, subdivide, surface_nearest
@@ -392,3 +399,29 @@ def test_sliding_moves_vertices_along_the_surface_and_not_over_its_border():
     border = (flat[:, :2] % 1 == 0).any(1)
     np.testing.assert_allclose(away[border], flat[border], atol=1e-9)
     assert np.linalg.norm(away - flat, axis=1)[~border].min() > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", ["ring", "needle", "limbs"])
+def test_sliding_folds_no_triangle_of_a_thin_shape(shape, seed):
+    """The vertices go about as far as the limbs are thick."""
+    if shape == "ring":
+        import trimesh
+
+        made = trimesh.creation.torus(1.0, 0.05, major_sections=60, minor_sections=8)
+        pos, face = np.array(made.vertices), np.array(made.faces)
+    else:
+        pos, face = icosphere(3)
+        limbs = 0.1 + 0.9 * np.abs(pos).max(1, keepdims=True) ** 30
+        pos = pos * ([1, 0.08, 0.08] if shape == "needle" else limbs)
+    new = slide(pos, face, 0.1, np.random.default_rng(seed))
+    np.testing.assert_allclose(surface_nearest(pos, face, new)[1], new, atol=1e-9)
+    on, _ = surface_nearest(pos, face, new[face].mean(1))
+    normal, under = unit(face_vectors(new, face)), unit(face_vectors(pos, face))[on]
+    assert (normal * under).sum(1).min() > 0
+    area = face_areas(new, face)
+    assert area.sum() == pytest.approx(face_areas(pos, face).sum(), rel=0.15)
+    assert (area / face_areas(pos, face)).min() > 0.05
+    moved = np.linalg.norm(new - pos, axis=1)
+    assert moved.mean() > 0.045 and moved.max() < 0.101
+    assert np.array_equal(new, slide(pos, face, 0.1, np.random.default_rng(seed)))

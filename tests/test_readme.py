@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import icosphere
 
-from geodl.build import build_task, compose
-from geodl.run import config_dir
+from geodl.runs.build import build_task
+from geodl.runs.compose import compose, config_dir
 from geodl.spec import DataSpec, Template
 
 ROOT = config_dir().parent

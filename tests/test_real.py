@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from geodl.data.human_seg import HumanSeg
+from geodl.data.loaders import Loaders
 from geodl.data.modelnet import ModelNet
 from geodl.data.princeton import Princeton
 from geodl.data.rna import RNA
@@ -43,16 +44,17 @@ def test_human_seg_is_whole_and_its_labels_fit(real):
 
 
 def test_human_seg_learns_faces_in_a_few_steps(real):
-    from geodl.build import build, compose
+    from geodl.runs.build import build
+    from geodl.runs.compose import compose
 
     parts = build(compose(["experiment=human_seg/diffusionnet_hks", "encoder.width=32"]))
     data, task = parts.data, parts.task
-    data.configure(task.needs, batch_size=4)
     picked = data.items("test")[:8]
     data._splits = {"train": picked, "test": picked}
-    data.prepare()
+    loaders = parts.loaders()
+    loaders.prepare()
     optimizer = task.configure_optimizers()
-    batches = list(data.train_batches())
+    batches = list(loaders.train_batches())
     losses = []
     for _ in range(6):
         for batch in batches:
@@ -63,7 +65,7 @@ def test_human_seg_learns_faces_in_a_few_steps(real):
             optimizer.step()
             losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
-    scores = task.evaluate(data.batches("test")).scores
+    scores = task.evaluate(loaders.batches("test")).scores
     assert scores["soft_edge_acc"] >= scores["hard_edge_acc"] > 0.2
     assert abs(scores["hard_edge_acc"] - scores["face_acc"]) < 0.1
 
@@ -73,7 +75,7 @@ def test_princeton_is_repaired_by_name_and_none_is_lost(real):
     items = data.items("train")
     assert len(items) == len(data.items("test")) == 190
     data._splits = {"train": items[::10]}
-    report = data.prepare(Needs())
+    report = Loaders(data).prepare()
     assert report.shapes == 19 and not report.dropped
     for item in items[::10]:
         shape = data.load(item)
@@ -112,7 +114,7 @@ def test_spectra_of_real_meshes_solve_the_eigenproblem(real):
 
 
 def test_every_need_is_met_for_a_real_mesh(real, cache):
-    from geodl.data.base import attach
+    from geodl.data.views import attach
 
     data = RNA(real("rna_subset.tar.xz"))
     shape = data.load(data.items("train")[3])
@@ -154,8 +156,8 @@ def test_faust_r_pairs_correspond(real):
     from geodl.data.correspondence import Remeshed
 
     data = Remeshed(real("faust_r.tar.xz"))
-    assert (len(data.pairs("train")), len(data.pairs("test"))) == (6320, 190)
-    a, b = (data.load(item) for item in data.pairs("test")[0])
+    assert (len(Loaders(data).pairs("train")), len(Loaders(data).pairs("test"))) == (6320, 190)
+    a, b = (data.load(item) for item in Loaders(data).pairs("test")[0])
     assert len(a.landmark) == len(b.landmark) == data.spec.landmarks == 5000
     # Lengths between template points hardly change from person to person.
     picked = torch.arange(0, 5000, 25)

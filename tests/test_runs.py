@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,17 @@ from conftest import FACES_OF_TETRA as FACES
 from conftest import TETRA, write_off
 from hydra.core.global_hydra import GlobalHydra
 
-from geodl import modes, record
-from geodl.build import compose
+import geodl.runs.evaluate as evaluate_module
+import geodl.runs.train as train_module
+from geodl.cli.main import run
+from geodl.data.loaders import Loaders
+from geodl.data.views import Wishes
 from geodl.errors import UserError
-from geodl.run import config_dir, run
+from geodl.runs import checkpoint, record
+from geodl.runs.compose import compose, config_dir
+from geodl.runs.evaluate import evaluate
+from geodl.runs.predict import predict
+from geodl.runs.prepare import prepare
 
 TINY = ["data.size=tiny", "encoder.points=64", "batch_size=5"]
 
@@ -89,17 +97,17 @@ def test_a_run_leaves_everything_and_is_skipped_the_second_time(here, capsys):
     result = json.loads((folder / "result.json").read_text())
     assert set(result["eval"]) == {"clean", "remeshed_rotated", "rotated"}
 
-    # The ledger is enough to know that it is finished.
-    entry = record.to_ledger(folder, Path("docs/results/runs"))
+    # A ledger that is named is enough to know that it is finished; a reference is not.
+    entry = record.to_ledger(folder, Path("shared/runs"))
     assert entry is not None and entry.stat().st_size < 20_000
     shutil.rmtree("outputs")
     capsys.readouterr()
-    go("epochs=2")
+    go("epochs=2", "paths.ledger=shared/runs")
     assert str(entry) in capsys.readouterr().out and not folder.exists()
-
-    # force=true trains again, to the same weights.
-    again = go("epochs=2", "force=true")
+    again = go("epochs=2", "paths.reference=shared")
     assert (again / "last.ckpt").is_file()
+    out = capsys.readouterr().out
+    assert re.search(r"clean: acc \d+.\d\d %, reference .* \(1\): the same numbers", out)
 
 
 def test_training_is_deterministic_and_seeds_differ(here):
@@ -123,7 +131,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(here, monkeypatch):
     unbroken = weights(whole), weights(whole, "best.ckpt"), (whole / "metrics.csv").read_text()
     shutil.rmtree("outputs")
 
-    from geodl.history import History
+    from geodl.runs.history import History
 
     original = History.on_train_epoch_end
 
@@ -195,14 +203,14 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_training(here, capsys):
     trained = json.loads((folder / "result.json").read_text())["eval"]
     for file in (folder / "eval").iterdir():
         file.unlink()
-    modes.evaluate(compose([f"ckpt={folder / 'last.ckpt'}", "mode=eval", "test=[clean,train]"]))
+    evaluate(compose([f"ckpt={folder / 'last.ckpt'}", "mode=eval", "test=[clean,train]"]))
     for name in ("clean", "train"):
         again = json.loads((folder / "eval" / f"{name}-last.json").read_text())
         assert again["scores"] == trained[name]["scores"]
         assert len(again["confusion"]) == 8
     # The same weights with their experiment, as if they came from elsewhere.
     torch.save(weights(folder), here / "w.pth")
-    modes.evaluate(composed("epochs=2", "mode=eval", f"weights={here}/w.pth"))
+    evaluate(composed("epochs=2", "mode=eval", f"weights={here}/w.pth"))
     (other,) = Path("outputs").rglob("eval/clean-weights.json")
     assert json.loads(other.read_text())["scores"] == trained["clean"]["scores"]
 
@@ -236,13 +244,13 @@ def test_training_accuracy_is_what_evaluation_measures(here):
         "batch_size=16",
     )
     result = json.loads((folder / "result.json").read_text())
-    cfg, task, _ = modes.restore(folder / "last.ckpt", compose([]))
+    cfg, task, _ = checkpoint.restore(folder / "last.ckpt", compose([]))
     task.train()  # BatchNorm in training mode normalises by the batch, as the epoch did
-    from geodl.build import build_data
+    from geodl.runs.build import build_data
 
     data = build_data(cfg)
-    data.configure(task.needs, batch_size=16)
-    batch = next(iter(data.batches("train")))
+    loaders = Loaders(data, Wishes(task.needs), batch_size=16)
+    batch = next(iter(loaders.batches("train")))
     accuracy = (task(batch).argmax(1) == batch.category).float().mean()
     assert result["train"]["train/acc"] == pytest.approx(float(accuracy), abs=1e-6)
 
@@ -268,7 +276,7 @@ def test_classifying_a_file_of_ones_own(here, suffix, shapes, capsys):
     pos, face = shapes[2].pos.numpy() * 7 + 3, shapes[2].face.numpy()
     file = here / f"mine{suffix}"
     np.save(file, pos) if suffix == ".npy" else write_off(file, pos, face)
-    text = modes.predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", f"input={file}"]))
+    text = predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", f"input={file}"]))
     (row,) = json.loads(Path("outputs/predict/mine/predictions.json").read_text())
     assert row["label"] in text and sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     assert Path("outputs/predict/mine/mine.png").stat().st_size > 1000
@@ -297,7 +305,7 @@ def test_segmenting_a_folder_of_ones_own(here, encoder, shapes):
         if i:  # repaired inside, answered for the file as it is
             pos, face = np.concatenate([pos, [[9, 9, 9]]]), np.concatenate([face, face[:3]])
         write_off(here / f"in/shape{i}.obj", pos, face)
-    modes.predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", f"input={here}/in"]))
+    predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", f"input={here}/in"]))
     out = Path("outputs/predict/in")
     import trimesh
 
@@ -414,7 +422,7 @@ def test_checkpoints_that_cannot_be_used(here):
         ("none.ckpt", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
-            modes.evaluate(compose([f"ckpt={name}", "mode=eval"]))
+            evaluate(compose([f"ckpt={name}", "mode=eval"]))
 
 
 def test_a_place_that_cannot_be_written_to(here):
@@ -456,7 +464,7 @@ def test_two_processes_do_not_train_one_run(here, monkeypatch):
             assert not (folder / "result.json").exists()
             lock.release()
 
-    monkeypatch.setattr(modes.log, "info", info)
+    monkeypatch.setattr(train_module.log, "info", info)
     go("epochs=1")
     assert record.read_result(folder)["status"] == "done"
     assert not list(folder.glob(".*.part")), "what a killed process left is cleared away"
@@ -467,7 +475,7 @@ def test_a_failing_evaluation_keeps_its_traceback_and_the_training(here, monkeyp
         raise RuntimeError("no evaluation today")
 
     with monkeypatch.context() as patch:
-        patch.setattr(modes, "_table", fail)
+        patch.setattr(evaluate_module, "_table", fail)
         with pytest.raises(RuntimeError, match="today"):
             go("epochs=1")
     folder = record.run_folder(composed("epochs=1"))
@@ -504,20 +512,18 @@ def test_predict_names_what_is_wrong_with_a_mesh(here, pos, face, message):
     folder = go("epochs=1", "figures=false")
     write_off(here / "bad.off", pos, face)
     with pytest.raises(UserError, match=message) as error:
-        modes.predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", "input=bad.off"]))
+        predict(compose(["mode=predict", f"ckpt={folder}/last.ckpt", "input=bad.off"]))
     assert "bad.off" in str(error.value)
     assert not list(Path("outputs").rglob("predict/bad/*"))
 
 
 def test_prepare_reports_and_cleans(here):
-    text = modes.prepare(composed("mode=prepare", "features=hks", "features.k=32", "paths.cache=c"))
+    text = prepare(composed("mode=prepare", "features=hks", "features.k=32", "paths.cache=c"))
     assert "32 shapes: 0 cache hits" in text.replace("64 computed", "64 computed")
     assert "spectrum: 32 files" in text
-    again = modes.prepare(
-        composed("mode=prepare", "features=hks", "features.k=32", "paths.cache=c")
-    )
+    again = prepare(composed("mode=prepare", "features=hks", "features.k=32", "paths.cache=c"))
     assert " 0 computed" in again
-    assert "freed" in modes.prepare(composed("mode=prepare", "clean=all", "paths.cache=c"))
+    assert "freed" in prepare(composed("mode=prepare", "clean=all", "paths.cache=c"))
     assert not list(Path("c").rglob("*.safetensors"))
     with pytest.raises(UserError, match="clean=spectra is not in the cache"):
-        modes.prepare(composed("mode=prepare", "clean=spectra", "paths.cache=c"))
+        prepare(composed("mode=prepare", "clean=spectra", "paths.cache=c"))

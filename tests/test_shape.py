@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from geodl.shape import Operators, PairBatch, Shape, ShapeBatch
+from geodl.shape import GroupBatch, Operators, Shape, ShapeBatch
+from geodl.spec import Field
 
 
 def test_pack_then_unpack_gives_the_shapes_back(shapes):
@@ -11,7 +12,7 @@ def test_pack_then_unpack_gives_the_shapes_back(shapes):
         for name in ("pos", "face", "normal", "label", "category", "landmark"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
         assert a.name == b.name
-        assert a.ops.kinds == b.ops.kinds and len(a.ops) >= 6
+        assert a.ops.fields == b.ops.fields and len(a.ops) >= 6
         for name in a.ops:
             x, y = a.ops[name], b.ops[name]
             assert torch.equal(x.to_dense(), y.to_dense()) if x.is_sparse else torch.equal(x, y)
@@ -29,9 +30,9 @@ def test_matrices_become_block_diagonal(shapes):
 
 def test_faces_and_landmarks_point_into_the_packed_vertices(shapes):
     batch = ShapeBatch.pack(shapes[:2])
-    second = batch.face[batch.face_sizes[0] :]
+    second = batch.face[batch.counts["face"][0] :]
     torch.testing.assert_close(batch.pos[second], shapes[1].pos[shapes[1].face])
-    mark = batch.landmark[batch.landmark_sizes[0] :]
+    mark = batch.landmark[batch.counts["landmark"][0] :]
     torch.testing.assert_close(batch.pos[mark], shapes[1].pos[shapes[1].landmark])
 
 
@@ -74,7 +75,7 @@ def test_shapes_with_different_fields_are_refused():
     with pytest.raises(ValueError, match=r"label is missing in \['a'\]"):
         ShapeBatch.pack([a, b])
     b.label = None
-    b.ops = Operators({"mass": torch.ones(4)}, {"mass": "row"})
+    b.ops = Operators({"mass": torch.ones(4)}, {"mass": Field()})
     with pytest.raises(ValueError, match="operators of 'a'"):
         ShapeBatch.pack([a, b])
 
@@ -85,5 +86,7 @@ def test_a_missing_operator_is_named():
 
 
 def test_pairs_travel_together(shapes):
-    pair = PairBatch(ShapeBatch.pack(shapes[:2]), ShapeBatch.pack(shapes[2:4])).to("cpu")
+    pair = GroupBatch(source=ShapeBatch.pack(shapes[:2]), target=ShapeBatch.pack(shapes[2:4])).to(
+        "cpu"
+    )
     assert len(pair) == 2 and pair.target.names == [s.name for s in shapes[2:4]]

@@ -14,10 +14,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from geodl import record, tables
-from geodl.build import compose
 from geodl.errors import UserError
-from geodl.run import config_dir
+from geodl.results import render, tables
+from geodl.runs import record
+from geodl.runs.compose import compose, config_dir
 
 ROOT = config_dir().parent
 RESULTS = ROOT / "docs" / "results"
@@ -30,7 +30,7 @@ def read(name):
 
 
 def test_how_many_there_are():
-    assert len(NAMES) == 13 and {json.loads(f.read_text())["name"] for f in WRITTEN} <= set(NAMES)
+    assert len(NAMES) >= 14 and {json.loads(f.read_text())["name"] for f in WRITTEN} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -46,15 +46,15 @@ def test_every_table_composes_with_every_budget(name):
 def test_committed_tables_are_what_the_ledger_says(file):
     """Nobody edits them: .md, .csv and .tex are renderings of .json, and .json of the ledger."""
     data = json.loads(file.read_text())
-    for suffix, render in (
-        (".md", tables.markdown),
-        (".csv", tables.as_csv),
-        (".tex", tables.latex),
+    for suffix, rendering in (
+        (".md", render.markdown),
+        (".csv", render.as_csv),
+        (".tex", render.latex),
     ):
-        assert file.with_suffix(suffix).read_text() == render(data)
+        assert file.with_suffix(suffix).read_text() == rendering(data)
     plain = read(data["name"])
     work = tables.jobs(plain, data["budget"])
-    again = tables.collect(data["name"], plain, data["budget"], work, RESULTS / "runs")
+    again = tables.collect(data["name"], plain, data["budget"], work, RESULTS)
     assert json.loads(json.dumps(again)) == data
     if data.get("picture") and file.with_suffix(".png").exists():
         assert file.with_suffix(".png").stat().st_size < 300_000
@@ -66,16 +66,17 @@ def test_the_numbers_of_the_readme_are_those_of_the_tables():
     script = runpy.run_path(str(ROOT / "scripts" / "ledger.py"))
     text = (ROOT / "README.md").read_text()
     assert script["readme"](text, RESULTS) == text
-    assert (RESULTS / "README.md").read_text() == script["table"](RESULTS / "runs")
+    assert (RESULTS / "README.md").read_text() == script["all_runs"](RESULTS)
 
 
-# ---- from a ledger to text ----
+# ---- from results to text ----
+
+RUNS = Path("reference/runs")
 
 PLAIN = {
     "title": "Small",
     "source": "somebody",
     "metric": "acc",
-    "unit": "%",
     "columns": [{"name": "clean"}, {"name": "turned", "test": "rotated"}],
     "seeds": [0, 1],
     "budgets": {"short": ["epochs=2"]},
@@ -87,13 +88,20 @@ PLAIN = {
 }
 
 
-def fill(ledger, work, tests=("clean", "rotated"), value=0.5):
+METRICS = {"acc": {"unit": "%", "better": "more", "headline": True}}
+MM = {"acc": {"unit": "mm", "better": "less", "headline": True}}
+
+
+def fill(reference, work, tests=("clean", "rotated"), value=0.5):
+    ledger = reference / "runs"
     ledger.mkdir(parents=True, exist_ok=True)
     for job in work:
         entries = {
             t: {
                 "scores": {"acc": value + 0.1 * job.seed},
                 "options": record.test_options(job.cfg, t),
+                "commit": "0123456789",
+                "dirty": False,
             }
             for t in tests
         }
@@ -106,72 +114,75 @@ def fill(ledger, work, tests=("clean", "rotated"), value=0.5):
             "parameters": 1234,
             "seconds_per_epoch": 3.0,
             "protocol": "p",
-            "commit": "0123456789",
+            "metrics": METRICS,
+            "commit": "fedcba9876",
+            "dirty": False,
+            "seconds": 6.0,
             "finished": "2026-01-01T00:00:00Z",
             "train": {},
         }
-        record.ledger_entry(job.cfg)
         (ledger / f"{result['hash']}-s{job.seed}.json").write_text(json.dumps(result))
 
 
 def collected(tmp_path, monkeypatch, **given):
     monkeypatch.chdir(tmp_path)
     work = tables.jobs(PLAIN, "short")
-    ledger = Path("docs/results/runs")
-    fill(ledger, [j for j in work if j.row == 0], **given)
-    return tables.collect("small", PLAIN, "short", work, ledger)
+    fill(RUNS.parent, [j for j in work if j.row == 0], **given)
+    return tables.collect("small", PLAIN, "short", work, RUNS.parent)
 
 
 def test_means_spreads_and_differences(tmp_path, monkeypatch):
     data = collected(tmp_path, monkeypatch)
     a, b, _ = data["rows"]
-    assert a["cells"]["clean"] == {
+    cell = a["cells"]["clean"]
+    assert cell == {
         "unit": "%",
-        "mean": 55.0,
-        "std": 7.0711,
+        "mean": pytest.approx(55.0),
+        "std": pytest.approx(7.0711, abs=1e-4),
         "n": 2,
         "published": 90.0,
         "verified": True,
-        "difference": -35.0,
+        "difference": pytest.approx(-35.0),
     }
     assert "difference" not in b["cells"]["clean"] and not b["runs"] and len(a["runs"]) == 2
-    text = tables.markdown(data)
+    text = render.markdown(data)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert "| 55.00 ± 7.07 (2) | 90 | -35.00 |" in rows[1]
     assert "| (50) |" in rows[2], "not verified: in parentheses, no difference"
     assert "77 †" in rows[3] and "† the moon" in text
-    assert "1,234" in rows[1] and "01234567" in rows[1] and "| 2 |" in rows[1]
-    assert tables.latex(data).count("\\\\") == 4 and "$\\pm$" in tables.latex(data)
-    assert len(tables.as_csv(data).splitlines()) == 1 + 4
+    assert "1,234" in rows[1] and "01234567 |" in rows[1] and "| 2 |" in rows[1]
+    assert render.latex(data).count("\\\\") == 4 and "$\\pm$" in render.latex(data)
+    assert len(render.as_csv(data).splitlines()) == 1 + 4
 
 
 def test_results_of_other_test_options_do_not_count(tmp_path, monkeypatch):
     data = collected(tmp_path, monkeypatch)
     assert data["rows"][0]["cells"]["turned"]["n"] == 2
-    for file in Path("docs/results/runs").iterdir():
+    for file in RUNS.iterdir():
         entry = json.loads(file.read_text())
         entry["eval"]["rotated"]["options"]["perturb"][0]["seed"] = 5
         file.write_text(json.dumps(entry))
     work = tables.jobs(PLAIN, "short")
-    data = tables.collect("small", PLAIN, "short", work, Path("docs/results/runs"))
+    data = tables.collect("small", PLAIN, "short", work, RUNS.parent)
     assert "turned" not in data["rows"][0]["cells"] and data["rows"][0]["cells"]["clean"]["n"] == 2
 
 
 def test_a_heatmap_says_what_every_test_costs(tmp_path, monkeypatch):
     collected(tmp_path, monkeypatch)
-    for file in Path("docs/results/runs").iterdir():
+    for file in RUNS.iterdir():
         entry = json.loads(file.read_text())
         entry["eval"]["rotated"]["scores"]["acc"] -= 0.2
         file.write_text(json.dumps(entry))
     plain = {**PLAIN, "picture": "heatmap"}
-    for unit, change, worse in (("%", "-20.0", 0.4), ("mm", "x0.64", 0.0)):
-        given = {**plain, "unit": unit}
-        work = tables.jobs(given, "short")
-        data = tables.collect("small", given, "short", work, Path("docs/results/runs"))
+    for metrics, change, worse in ((METRICS, "-20.0", 0.4), (MM, "x0.64", 0.0)):
+        for file in RUNS.iterdir():
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": metrics}))
+        work = tables.jobs(plain, "short")
+        data = tables.collect("small", plain, "short", work, RUNS.parent)
         cells = data["rows"][0]["cells"]
         assert "change" not in cells["clean"] and cells["turned"]["change"] == change
         assert cells["turned"]["worse"] == worse
-        assert f"| a | {change} |" in tables.markdown(data)
+        assert f"| a | {change} |" in render.markdown(data)
 
 
 @pytest.mark.parametrize(
@@ -201,18 +212,17 @@ def test_keys_are_checked(change, message):
 )
 def test_an_entry_of_the_ledger_is_of_one_training(tmp_path, monkeypatch, when, tests, acc):
     monkeypatch.chdir(tmp_path)
-    job = tables.jobs(PLAIN, "short")[0]
-    ledger = Path("docs/results/runs")
-    fill(ledger, [job])
+    job = tables.jobs(PLAIN, "short", [f"paths.ledger={RUNS}"])[0]
+    fill(RUNS.parent, [job])
     folder = record.run_folder(job.cfg)
     folder.mkdir(parents=True)
-    (entry,) = ledger.iterdir()
+    (entry,) = RUNS.iterdir()
     small = json.loads(entry.read_text()) | {"finished": when}
     del small["eval"]["rotated"]
     small["eval"]["clean"]["scores"]["acc"] = 0.9
     (folder / "result.json").write_text(json.dumps(small))
     assert record.finished(job.cfg)[0] == entry, "the ledger has what is asked for"
-    record.to_ledger(folder, ledger)
+    record.to_ledger(folder, RUNS)
     kept = json.loads(entry.read_text())["eval"]
     assert set(kept) == tests and kept["clean"]["scores"]["acc"] == acc
 
@@ -221,22 +231,21 @@ def test_a_metric_that_no_result_has_is_named(tmp_path, monkeypatch):
     collected(tmp_path, monkeypatch)
     work = tables.jobs(PLAIN, "short")
     with pytest.raises(UserError, match="a has no metric mious: choose acc"):
-        tables.collect("x", PLAIN | {"metric": "mious"}, "short", work, Path("docs/results/runs"))
+        tables.collect("x", PLAIN | {"metric": "mious"}, "short", work, RUNS.parent)
 
 
 def test_claims_and_titles_belong_to_a_budget(tmp_path, monkeypatch):
     plain = PLAIN | {"claims": ["So it is."], "budgets": {"short": ["epochs=2"], "smoke": []}}
     collected(tmp_path, monkeypatch)
-    ledger = Path("docs/results/runs")
     for budget, title, claimed in (("short", "Small", 1), ("smoke", "Small (budget smoke)", 0)):
-        data = tables.collect("small", plain, budget, tables.jobs(plain, budget), ledger)
-        text = tables.markdown(data)
+        data = tables.collect("small", plain, budget, tables.jobs(plain, budget), RUNS.parent)
+        text = render.markdown(data)
         assert text.startswith(f"# {title}\n") and text.count("So it is.") == claimed
         assert ("epochs=2 test=[clean,rotated] seed=0,1`" in text) == (budget == "short")
 
 
 def test_a_launcher_that_gives_up_takes_nothing_from_the_other_jobs(tmp_path, monkeypatch):
-    from geodl.run import _board
+    from geodl.runs.sweep import board as _board
 
     def job():
         with Path(os.environ["GEODL_SWEEP"]).open("a") as stream:
@@ -258,7 +267,6 @@ def test_a_launcher_that_gives_up_takes_nothing_from_the_other_jobs(tmp_path, mo
 
 TABLE = """title: Tiny
 metric: acc
-unit: "%"
 picture: bars
 columns:
   - {name: accuracy}
@@ -273,8 +281,8 @@ rows:
 
 def command(config, *words):
     code = (
-        "import sys, geodl.run as r; from pathlib import Path; "
-        f"r.config_dir = lambda: Path({str(config)!r}); r.main()"
+        "import sys, geodl.cli.main as r, geodl.runs.compose as c; from pathlib import Path; "
+        f"r.config_dir = c.config_dir = lambda: Path({str(config)!r}); r.main()"
     )
     return [sys.executable, "-c", code, "mode=table", "table=tiny", "budget=smoke", *words]
 
@@ -300,9 +308,9 @@ def go(config, *words, code=0):
 
 def scores(work):
     found = {}
-    for file in sorted((work / "docs/results/runs").iterdir()):
+    for file in sorted(work.glob("outputs/*/*/*/*/result.json")):
         entry = json.loads(file.read_text())
-        found[file.name] = (entry["eval"]["clean"]["scores"], entry["train"])
+        found[file.parent.name] = (entry["eval"]["clean"]["scores"], entry["train"])
     return found
 
 
@@ -319,13 +327,14 @@ def test_a_table_is_launched_written_and_then_skipped(config, words):
     assert "2 done, 0 skipped, 0 resumed, 0 failed" in done.stdout
     assert "| points |" in done.stdout and "| (24.2) |" in done.stdout
     for suffix in ("md", "csv", "json", "tex", "png"):
-        assert (work / f"docs/results/tiny-smoke.{suffix}").stat().st_size > 100
-    assert len(list((work / "docs/results/runs").iterdir())) == 2
+        assert (work / f"outputs/tables/tiny-smoke.{suffix}").stat().st_size > 100
     before = scores(work)
     _, again = go(config, *words)
-    assert "2 runs, 2 finished" in again.stderr and "done" not in again.stdout.split("| ")[0]
+    assert (
+        "2 runs, 2 of yours finished" in again.stderr and "done" not in again.stdout.split("| ")[0]
+    )
     assert scores(work) == before
-    assert sorted(p.name for p in work.iterdir()) == ["docs", "outputs"]
+    assert sorted(p.name for p in work.iterdir()) == ["outputs"]
     assert (work / "outputs/.hydra/submitit").is_dir() == (words[0] == "sweep=processes")
 
 
@@ -362,7 +371,7 @@ def test_a_table_killed_at_random_moments_ends_with_the_same_numbers(config, tmp
 
 
 def test_every_job_takes_a_gpu_of_its_own(tmp_path, monkeypatch):
-    from geodl.run import _device
+    from geodl.runs.sweep import gpu as _device
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     cfg = compose(["trainer=gpu", f"paths.outputs={tmp_path}"])

@@ -1,11 +1,14 @@
 import pytest
 import torch
 from conftest import labelled_on
+from test_encoders import ENCODERS
 
-from geodl.build import build_task, compose
+from geodl.carry import sampled
 from geodl.encoders.base import Encoding
 from geodl.errors import UserError
 from geodl.metrics import BodyAccuracy, Confusion, PartIoU
+from geodl.runs.build import build_task
+from geodl.runs.compose import compose
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Points
 from geodl.tasks.base import Prediction
@@ -22,21 +25,26 @@ def task(*overrides, spec=SPEC):
     return build_task(compose(list(overrides)), spec)
 
 
-@pytest.mark.parametrize("encoder", ["point_mlp", "pointnet", "pointnet_tnets", "diffusionnet"])
-@pytest.mark.parametrize("on", ["vertex", "face", "edge"])
-@pytest.mark.parametrize("points", [None, 100])
-def test_every_encoder_learns_every_kind_of_label(encoder, on, points, shapes):
-    from geodl.data.base import sampled
+def element_encoders():
+    """(name, options of a small one, points) for every encoder that labels elements of any mesh."""
+    found = []
+    for name, (cls, options) in ENCODERS.items():
+        if "vertex" not in cls.outputs or cls.registered or not cls.learns:
+            continue
+        words = [f"encoder={name}", *(f"encoder.{k}={options[k]}" for k in cls.small)]
+        words = [w.replace("=None", "=null") for w in words if not w.startswith("encoder.points=")]
+        if "points" not in options:
+            found.append((words, None))
+        else:
+            found += [([*words, f"encoder.points={n or 'null'}"], n) for n in (None, 100)]
+    return found
 
-    if points and encoder == "diffusionnet":
-        pytest.skip("diffusionnet reads the vertices")
-    size = [f"encoder.points={points or 'null'}"] if encoder != "diffusionnet" else []
-    model = task(
-        "task=segmentation",
-        f"encoder={encoder}",
-        *size,
-        spec=DataSpec(parts=SPEC.parts, label_on=on),
-    )
+
+@pytest.mark.parametrize(("words", "points"), element_encoders())
+@pytest.mark.parametrize("on", ["vertex", "face", "edge"])
+def test_every_encoder_learns_every_kind_of_label(words, points, on, shapes):
+    spec = DataSpec(parts=SPEC.parts, label_on=on)
+    model = task("task=segmentation", *words, spec=spec)
     picked = [labelled_on(s, on) for s in shapes[:3]]
     if points:
         assert model.needs.find(Points)
@@ -48,6 +56,10 @@ def test_every_encoder_learns_every_kind_of_label(encoder, on, points, shapes):
     result = model.evaluate([batch])
     assert 0 <= result.scores["acc"] <= 1 and result.shapes == 3
     assert len(result.details["per_class"]) == 8
+
+
+def test_how_many_encoders_label_elements():
+    assert len(element_encoders()) >= 7
 
 
 def test_impossible_pairs_are_refused_in_one_sentence():

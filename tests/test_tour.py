@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from geodl.build import compose
+from geodl.cli.main import run
 from geodl.errors import UserError
-from geodl.run import config_dir, run
+from geodl.runs.compose import compose, config_dir
 
 ROOT = config_dir().parent
 TOUR = (ROOT / "docs" / "tour.md").read_text()

@@ -12,19 +12,20 @@ point t of shape a corresponds to template point t of shape b, whatever the dire
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geodl.data.base import Preprocess, ShapeData
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_mesh
+from geodl.data.preprocess import UNIT_AREA, Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
-from geodl.ops.geometry import Backend
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
@@ -49,7 +50,7 @@ WORDS = (
 TRAIN = {"faust_r": (80, 20), "scape_r": (51, 20), "shrec19_r": (0, 44)}
 
 
-class Remeshed(ShapeData):
+class Remeshed(Source):
     """A re-meshed matching set: FAUST_r, SCAPE_r, SHREC19_r, TOSCA (isometric or not).
 
     Splits go by the order of the names: FAUST 80 / 20, SCAPE 51 / 20, SHREC19 all for testing;
@@ -68,10 +69,7 @@ class Remeshed(ShapeData):
         self,
         paths: Paths,
         name: Literal["faust_r", "scape_r", "shrec19_r", "tosca", "tosca_noniso"] = "faust_r",
-        center: Any = "mean",
-        scale: Any = "area",
-        on_defect: Any = "raise",
-        backend: Backend = "cotan",
+        preprocess: Preprocess = UNIT_AREA,
         train_pairs: int | None = None,
     ) -> None:
         super().__init__(paths)
@@ -81,7 +79,7 @@ class Remeshed(ShapeData):
         if name not in SGA18:
             raise UserError(f"data.name={name} is not known: choose {', '.join(SGA18)}.")
         self.set_name: str = name
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
 
     @cached_property
     def root(self) -> Path:
@@ -136,8 +134,8 @@ class Remeshed(ShapeData):
         items = [Item(n) for n in self._names]
         return {"train": items[:train] or items, "test": items[train : train + test]}
 
-    def pairs(self, split: str) -> list[tuple[Item, Item]]:
-        pairs = super().pairs(split)
+    def pairs(self, items: Sequence[Item], split: str) -> list[tuple[Item, Item]]:
+        pairs = super().pairs(items, split)
         if split != "train" or not self.train_pairs or self.train_pairs >= len(pairs):
             return pairs
         chosen = np.random.default_rng(0).choice(len(pairs), self.train_pairs, replace=False)
@@ -185,7 +183,7 @@ def read_vts(file: Path) -> NDArray[np.int64]:
     return np.array(numbers, np.int64)
 
 
-class FAUST(ShapeData):
+class FAUST(Source):
     """MPI-FAUST's 100 training registrations: 6,890 vertices, the vertex number is the
     correspondence. Shapes 0-79 train, 80-99 test.
 
@@ -200,13 +198,10 @@ class FAUST(ShapeData):
     def __init__(
         self,
         paths: Paths,
-        center: Any = "mean",
-        scale: Any = "area",
-        on_defect: Any = "raise",
-        backend: Backend = "cotan",
+        preprocess: Preprocess = UNIT_AREA,
     ) -> None:
         super().__init__(paths)
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
         self.spec = DataSpec(landmarks=6890, vertices=6890, up="y", protocol="faust-pairs")
 
     @cached_property

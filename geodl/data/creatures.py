@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geodl.data.base import Preprocess, ShapeData
 from geodl.data.fetch import Paths
+from geodl.data.preprocess import UNIT_RADIUS, Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.ops.cache import Arrays, digest
 from geodl.ops.check import repair
@@ -360,7 +361,7 @@ def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cel
     }
 
 
-class Creatures(ShapeData):
+class Creatures(Source):
     """Articulated animals of 12 species (8 in the smaller sizes) in random poses.
 
     Classes for classification, 8 parts on vertices for segmentation, points on the limbs as
@@ -377,10 +378,7 @@ class Creatures(ShapeData):
         paths: Paths,
         size: Literal["tiny", "small", "standard"] = "small",
         generator_seed: int = 0,
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
         if size not in SIZES:
@@ -388,7 +386,7 @@ class Creatures(ShapeData):
         self.counts, classes, self.vertices, self.cells = SIZES[size]
         self.size = size
         self.generator_seed = generator_seed
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
         self.spec = DataSpec(
             classes=tuple(SPECIES)[:classes],
             parts=PARTS,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from geodl.data.base import item_seed
 from geodl.data.fetch import Paths
 from geodl.data.registered import Mesh, RegisteredData
 from geodl.errors import UserError
 from geodl.ops.geometry import Backend
-from geodl.spec import Item
+from geodl.spec import Item, item_seed
 
 
 class Ellipsoids(RegisteredData):

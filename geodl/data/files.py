@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from geodl.atomic import atomic
 from geodl.errors import UserError
 
 MESH_SUFFIXES = (".obj", ".ply", ".off", ".stl")
@@ -101,16 +101,3 @@ def write_ply(
     data = cast(Any, mesh).export(file_type="ply")
     with atomic(path) as part:
         part.write_bytes(data)
-
-
-@contextlib.contextmanager
-def atomic(path: Path) -> Any:
-    """A path to write to; it takes its place only if all went well."""
-    import os
-
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

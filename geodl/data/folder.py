@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from geodl.data.base import Preprocess, ShapeData, edges_of
+from geodl.carry import EDGE, edges_of
 from geodl.data.fetch import Paths
 from geodl.data.files import MESH_SUFFIXES, read_labels, read_mesh
+from geodl.data.preprocess import UNIT_RADIUS, Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.ops.geometry import unique_edges
 from geodl.shape import Operators, Shape
@@ -19,7 +21,7 @@ from geodl.spec import DataSpec, Item, LabelOn
 SHAPES = (*MESH_SUFFIXES, ".npy", ".xyz")
 
 
-class Folder(ShapeData):
+class Folder(Source):
     """A folder of meshes or clouds.
 
     Classification: ``class_name/*.ply``. Segmentation: meshes side by side with label files of the
@@ -33,7 +35,6 @@ class Folder(ShapeData):
         folder: where it is; its content is part of a run's identity.
         folds, fold: k-fold cross-validation: every shape is in the test split of one fold.
         split_seed: another seed, other folds.
-        vertices: simplify to about this many vertices, or null.
         up: the vertical axis, "y" or "z".
     """
 
@@ -46,12 +47,8 @@ class Folder(ShapeData):
         folds: int = 5,
         fold: int = 0,
         split_seed: int = 0,
-        vertices: int | None = None,
         up: Any = "y",
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
         if folder is None:
@@ -62,7 +59,7 @@ class Folder(ShapeData):
         if not (folds >= 2 and 0 <= fold < folds):
             raise UserError(f"data.fold={fold} must lie in 0 to data.folds - 1 = {folds - 1}.")
         self.folds, self.fold, self.split_seed = folds, fold, split_seed
-        self.process = Preprocess(center, scale, vertices, on_defect, backend)
+        self.preprocess = preprocess
         self.fixed = (self.folder / "train").is_dir() and (self.folder / "test").is_dir()
         roots = [self.folder / s for s in ("train", "val", "test") if (self.folder / s).is_dir()]
         self.roots = roots if self.fixed else [self.folder]
@@ -160,7 +157,7 @@ class Folder(ShapeData):
             )
         if on == "edge":
             edge, _ = edges_of(shape.face)
-            shape.ops = Operators({"edge": edge}, {"edge": "index"})
+            shape.ops = Operators({"edge": edge}, {"edge": EDGE})
         return shape.replace(label=torch.from_numpy(labels))
 
 

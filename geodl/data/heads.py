@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from geodl.data.base import item_seed
 from geodl.data.fetch import Paths
 from geodl.data.registered import Mesh, RegisteredData, turned
 from geodl.errors import UserError
 from geodl.ops.geometry import Backend
-from geodl.spec import Item
+from geodl.spec import Item, item_seed
 
 SIZES = {"tiny": (3, 32, 8), "small": (3, 200, 40), "standard": (4, 800, 100)}
 IDENTITY, EXPRESSION = 3, 6  # parameters

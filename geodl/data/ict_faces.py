@@ -9,14 +9,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from geodl.data.base import item_seed
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.morphable import ict_modes, read_vertices
 from geodl.data.registered import Mesh, RegisteredData, turned
 from geodl.errors import UserError
 from geodl.ops.cache import Arrays, digest
 from geodl.ops.geometry import Backend
-from geodl.spec import Item
+from geodl.spec import Item, item_seed
 
 ARCHIVE = Archive(
     "ict_facekit.tar.xz", "5f286afa0a0db411b1a4b4c5559171ae9b5aa400dcc36c9489a444e1e30bbb40"

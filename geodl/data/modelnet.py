@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from geodl.data.base import Preprocess, ShapeData
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_mesh
+from geodl.data.preprocess import UNIT_RADIUS, Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -76,7 +77,7 @@ HDF5_10 = Archive(
 )
 
 
-class ModelNet(ShapeData):
+class ModelNet(Source):
     """CAD models in 10 or 40 classes, official train / test split, no validation: last epoch.
 
     Two layouts. ``hdf5``: ``*_files.txt``, ``shape_names.txt`` and h5 files (data, label), as come
@@ -96,10 +97,7 @@ class ModelNet(ShapeData):
         paths: Paths,
         classes: int = 10,
         layout: str = "hdf5",
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
         if classes not in (10, 40):
@@ -107,7 +105,7 @@ class ModelNet(ShapeData):
         if layout not in ("hdf5", "off"):
             raise UserError(f"data.layout={layout} is not known: choose hdf5 or off.")
         self.layout = layout
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
         self.spec = DataSpec(
             classes=MODELNET10 if classes == 10 else MODELNET40,
             up="y" if layout == "hdf5" else "z",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from geodl.data.base import Preprocess, ShapeData, checked_in_split
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_mesh
+from geodl.data.preprocess import Preprocess
+from geodl.data.source import Source, checked_in_split
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -46,9 +47,10 @@ WORDS = (
     "unpack the Princeton Segmentation Benchmark (segeval.cs.princeton.edu, research use only) so "
     "that off/<id>.off lie in it"
 )
+COARSE = Preprocess(vertices=1000)
 
 
-class Princeton(ShapeData):
+class Princeton(Source):
     """380 watertight meshes, 19 classes of 20.
 
     Splits are checked-in lists: 10 train / 10 test or 16 / 4 per class; no validation: last epoch.
@@ -56,25 +58,21 @@ class Princeton(ShapeData):
 
     Args:
         split: "10-10" or "16-4".
-        vertices: simplify to about this many vertices when prepared; null: original resolution.
+        preprocess: simplified to about 1,000 vertices; ``vertices: null`` for the original meshes.
     """
 
     def __init__(
         self,
         paths: Paths,
         split: Literal["10-10", "16-4"] = "10-10",
-        vertices: int | None = 1000,
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = COARSE,
     ) -> None:
         super().__init__(paths)
         if split not in ("10-10", "16-4"):
             raise UserError(f"data.split={split} is not known: choose 10-10 or 16-4.")
         self.split = split
-        self.process = Preprocess(center, scale, vertices, on_defect, backend)
-        size = f"{vertices}v" if vertices else "original"
+        self.preprocess = preprocess
+        size = f"{preprocess.vertices}v" if preprocess.vertices else "original"
         self.spec = DataSpec(classes=NAMES, up="y", protocol=f"princeton-{split}-{size}")
 
     @property

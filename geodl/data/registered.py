@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geodl.data.base import Preprocess, ShapeData
 from geodl.data.fetch import Paths
 from geodl.data.files import MESH_SUFFIXES, read_mesh
+from geodl.data.preprocess import Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.ops.geometry import Backend
 from geodl.ops.hierarchy import decimate
@@ -24,7 +25,7 @@ Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 
 
-class RegisteredData(ShapeData):
+class RegisteredData(Source):
     """Base of data sets whose items all have the template's faces.
 
     A subclass answers ``mesh`` (the template as the files have it), ``vertices_of`` (the kept
@@ -66,7 +67,7 @@ class RegisteredData(ShapeData):
         return used, face, pos[used]
 
     @cached_property
-    def process(self) -> Preprocess:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def preprocess(self) -> Preprocess:  # pyright: ignore[reportIncompatibleVariableOverride]
         pos = self.selected[2]
         center = (pos.min(0) + pos.max(0)) / 2
         size = float(np.linalg.norm(pos - center, axis=1).max())
@@ -76,7 +77,7 @@ class RegisteredData(ShapeData):
     @cached_property
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
         _, face, pos = self.selected
-        *center, size = self.process.fixed or (0.0, 0.0, 0.0, 1.0)
+        *center, size = self.preprocess.fixed or (0.0, 0.0, 0.0, 1.0)
         return DataSpec(
             vertices=len(pos),
             registered=("train", "test"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from geodl.data.base import Preprocess, ShapeData
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_labels, read_mesh
+from geodl.data.preprocess import UNIT_RADIUS, Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -26,7 +26,7 @@ WORDS = (
 )
 
 
-class RNA(ShapeData):
+class RNA(Source):
     """Molecular surfaces of about 15,000 vertices, 260 labels per vertex.
 
     Labels in the files run from -1 to 258; one is added, so that -1 becomes class 0, which is
@@ -37,13 +37,10 @@ class RNA(ShapeData):
     def __init__(
         self,
         paths: Paths,
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
         self.spec = DataSpec(
             parts=tuple(f"{i - 1}" for i in range(260)),
             label_on="vertex",

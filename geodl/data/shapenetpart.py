@@ -9,8 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from geodl.data.base import BadShape, Preprocess, ShapeData
 from geodl.data.fetch import Paths, locate
+from geodl.data.preprocess import UNIT_RADIUS, BadShape, Preprocess
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -39,7 +40,7 @@ TEXT = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 HDF5 = "shapenet_part_seg_hdf5_data"
 
 
-class ShapeNetPart(ShapeData):
+class ShapeNetPart(Source):
     """12,137 training, 1,870 validation and 2,874 test clouds; the class is known to the model.
 
     Two layouts. ``text``: ``<synset>/*.txt`` (x y z nx ny nz label) with
@@ -58,14 +59,11 @@ class ShapeNetPart(ShapeData):
         self,
         paths: Paths,
         layout: Literal["text", "hdf5"] = "text",
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
         self.layout = layout
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
         self.spec = DataSpec(
             classes=NAMES,
             parts=tuple(f"{n}{i}" for n, (_, parts) in CLASSES.items() for i in range(len(parts))),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from geodl.data.base import Preprocess, ShapeData, split_by_class
 from geodl.data.fetch import Paths, locate
 from geodl.data.files import read_mesh
+from geodl.data.preprocess import UNIT_RADIUS, Preprocess
+from geodl.data.source import Source, split_by_class
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -48,7 +49,7 @@ CLASSES = (
 )
 
 
-class SHREC11(ShapeData):
+class SHREC11(Source):
     """600 meshes in 30 classes; 10 / 10 or 16 / 4 per class, drawn by ``split_seed``.
 
     Two layouts. ``simplified``: MeshCNN's copy of 500 faces, ``<class>/{train,test}/*.obj`` (both
@@ -67,10 +68,7 @@ class SHREC11(ShapeData):
         layout: Literal["simplified", "original"] = "simplified",
         train: int = 10,
         split_seed: int = 0,
-        center: Any = "mean",
-        scale: Any = "max_radius",
-        on_defect: Any = "repair",
-        backend: Any = "cotan",
+        preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
         if train not in (10, 16):
@@ -78,7 +76,7 @@ class SHREC11(ShapeData):
         self.layout = layout
         self.train = train
         self.split_seed = split_seed
-        self.process = Preprocess(center, scale, None, on_defect, backend)
+        self.preprocess = preprocess
         self.spec = DataSpec(
             classes=CLASSES,
             up="y",

@@ -8,39 +8,56 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geodl.encoders.spiralnet import glorot
-from geodl.encoders.template import Unpool, check_sizes, template_of
+from geodl.nn.init import glorot
+from geodl.nn.pyramid import Unpool, check_sizes, template_of
 from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec
 
 
 class Decoder(nn.Module):
-    """Base: a latent code (b latent) -> normalised coordinates (b v 3) of the template's vertices.
+    """Base: a latent code (b latent) and, for decoders that are functions of space, query points
+    (b q 3) -> whatever it decodes to.
 
-    Built as ``decoder(latent, spec, **its own options)``. ``absolute`` decoders answer in the
-    model's coordinates instead, not normalised.
+    Built as ``decoder(latent, spec, **its own options)``.
+    """
+
+    def __init__(self, latent: int, spec: DataSpec) -> None:
+        super().__init__()
+        self.latent = latent
+
+    def fit(self, x: Tensor, names: str) -> None:
+        """Called once before training with the training shapes (n v 3) in the model's coordinates,
+        and the name of their data set."""
+
+    def forward(self, z: Tensor, query: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+
+class TemplateDecoder(Decoder):
+    """Base of decoders to the vertices of the template: (b latent) -> normalised coordinates
+    (b v 3).
+
+    ``absolute`` ones answer in the model's coordinates instead, not normalised; ``projects`` ones
+    have ``project``, which takes shapes (b 3v) to their codes without an encoder.
 
     Raises:
         UserError: the data set has no template.
     """
 
     absolute: ClassVar[bool] = False
+    projects: ClassVar[bool] = False
 
     def __init__(self, latent: int, spec: DataSpec) -> None:
-        super().__init__()
+        super().__init__(latent, spec)
         self.template = template_of(spec, f"decoder {type(self).__name__}")
-        self.latent = latent
         self.vertices = len(self.template.pos)
 
-    def fit(self, x: Tensor, names: str) -> None:
-        """Called once before training with the training shapes (n v 3) in the model's coordinates,
-        and the name of their data set."""
-
-    def forward(self, z: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
+        """Codes (b latent) of shapes (b 3v)."""
         raise NotImplementedError
 
 
-class PyramidDecoder(Decoder):
+class PyramidDecoder(TemplateDecoder):
     """A linear layer, then unpooling, a convolution and ELU per level; a last convolution to three
     channels. A subclass adds ``convs``, from coarse to fine, and ``last``.
 
@@ -69,7 +86,7 @@ class PyramidDecoder(Decoder):
         self.unpools = nn.ModuleList(Unpool(level) for level in reversed(levels))
         self.widths = [channels[-1], *reversed(channels)]
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, query: Tensor | None = None) -> Tensor:
         x = self.first(z).view(len(z), self.coarsest, -1)
         for unpool, conv in zip(self.unpools, self.convs, strict=True):
             x = F.elu(conv(unpool(x)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from geodl.decoders.base import PyramidDecoder
-from geodl.encoders.chebnet import ChebConv, laplacians_of
+from geodl.nn.cheb import ChebConv, laplacians_of
 from geodl.spec import DataSpec
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from geodl.data.morphable import read_morphable
-from geodl.decoders.base import Decoder
+from geodl.decoders.base import TemplateDecoder
 from geodl.errors import UserError
 from geodl.spec import DataSpec
 
 
-class Linear(Decoder):
+class Linear(TemplateDecoder):
     """mean + sum_k z_k basis_k. The basis is that of a PCA of the training shapes, in closed form,
     or of an existing model; either way it is not trained.
 
@@ -29,6 +29,7 @@ class Linear(Decoder):
     """
 
     absolute = True
+    projects = True
 
     def __init__(self, latent: int, spec: DataSpec, model: str | None = None) -> None:
         super().__init__(latent, spec)
@@ -81,7 +82,7 @@ class Linear(Decoder):
         """Codes (b latent) of shapes (b 3v): the nearest point of the model's space."""
         return (x - self.mean) @ self.basis.T
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, query: Tensor | None = None) -> Tensor:
         return (self.mean + z @ self.basis).view(len(z), self.vertices, 3)
 
 

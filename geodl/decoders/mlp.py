@@ -6,11 +6,11 @@ import itertools
 
 from torch import Tensor, nn
 
-from geodl.decoders.base import Decoder
+from geodl.decoders.base import TemplateDecoder
 from geodl.spec import DataSpec
 
 
-class MLP(Decoder):
+class MLP(TemplateDecoder):
     """Linear layers with ReLU between them, to all coordinates at once.
 
     Paper: the decoder of Besnier et al.'s point-cloud autoencoder (AE-base): one hidden layer.
@@ -28,5 +28,5 @@ class MLP(Decoder):
             layers += [nn.Linear(i, o), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.Linear([latent, *widths][-1], 3 * self.vertices))
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, query: Tensor | None = None) -> Tensor:
         return self.layers(z).view(len(z), self.vertices, 3)

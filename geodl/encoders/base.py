@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -43,6 +44,8 @@ class Encoder(nn.Module):
     Class attributes:
         outputs: the values of ``out`` it can answer.
         registered: whether it takes shapes in vertex correspondence with the template only.
+        small: options of a network that takes no time: for tests and first looks.
+        learns: whether it has weights; without them a task's head stands aside.
         symmetries: what its output does not depend on ("permutation", "rotation", "translation"),
             declared here and tested for every encoder; rotation is understood for features that
             do not turn with the shape.
@@ -54,6 +57,9 @@ class Encoder(nn.Module):
     outputs: ClassVar[tuple[Out, ...]] = ("vertex", "edge", "face", "whole")
     symmetries: ClassVar[frozenset[str]] = frozenset({"permutation"})
     registered: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    learns: ClassVar[bool] = True
+    categories: int = 0  # classes that it must be told apart from the shape, if any
     channels: int
     needs: Needs
 
@@ -88,18 +94,3 @@ class Encoder(nn.Module):
         encoding = Encoding()
         setattr(encoding, self.out, rows)
         return encoding
-
-
-def mlp(
-    widths: tuple[int, ...] | list[int], norm: bool = True, dropout: float = 0.0
-) -> nn.Sequential:
-    """Linear (+ BatchNorm) + ReLU (+ dropout) for each step of ``widths``."""
-    layers: list[nn.Module] = []
-    for i, o in itertools.pairwise(widths):
-        layers.append(nn.Linear(i, o))
-        if norm:
-            layers.append(nn.BatchNorm1d(o))
-        layers.append(nn.ReLU(inplace=True))
-        if dropout:
-            layers.append(nn.Dropout(dropout))
-    return nn.Sequential(*layers)

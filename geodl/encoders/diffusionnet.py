@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import torch
@@ -217,6 +218,7 @@ class DiffusionNet(Encoder):
         rotation: let them rotate the gradients (needs consistently oriented normals).
     """
 
+    small = MappingProxyType({"width": 16, "blocks": 2, "k_eig": 64})
     symmetries = frozenset({"permutation", "rotation", "translation"})
 
     def __init__(

@@ -18,6 +18,8 @@ class Flat(TemplateEncoder):
     Differs: no texture.
     """
 
+    learns = False
+
     def __init__(self, in_channels: int, spec: DataSpec, out: Out) -> None:
         super().__init__(in_channels, spec, out)
         self.channels = len(self.template.pos) * in_channels

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from geodl.encoders.base import Encoder, Encoding, mlp
+from geodl.encoders.base import Encoder, Encoding
 from geodl.errors import UserError
+from geodl.nn.mlp import mlp
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out, Points
 
@@ -28,6 +30,7 @@ class FlatMLP(Encoder):
     """
 
     outputs = ("whole",)
+    small = MappingProxyType({"points": 64})
     symmetries = frozenset()
 
     def __init__(

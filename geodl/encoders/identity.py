@@ -18,6 +18,7 @@ class Identity(Encoder):
     2009 and Aubry et al. 2011. Differs: nothing known.
     """
 
+    learns: ClassVar[bool] = False
     outputs: ClassVar[tuple[Out, ...]] = ("vertex", "edge", "face")
     symmetries: ClassVar[frozenset[str]] = frozenset({"permutation", "rotation", "translation"})
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from geodl.encoders.base import Encoder, Encoding, mlp
+from geodl.encoders.base import Encoder, Encoding
+from geodl.nn.mlp import mlp
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out, Points
 

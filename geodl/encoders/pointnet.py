@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geodl.encoders.base import Encoder, Encoding, mlp
+from geodl.encoders.base import Encoder, Encoding
 from geodl.errors import UserError
+from geodl.nn.mlp import mlp
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out, Points
 
@@ -54,7 +56,8 @@ class PointNet(Encoder):
     segmentation is yanx27's as well, 8,342,395 parameters with 50 parts and 16 classes. The T-nets'
     last layer starts at the identity, as in the original. The regulariser is half the squared
     Frobenius norm of I - A A^T summed over the batch, as in the original (ports take the mean norm,
-    another weight). Without T-nets ("vanilla") the layers are the same with those taken out.
+    another weight). BatchNorm's momentum is that of all encoders (``geodl.tasks.base``), not the
+    paper's decaying one. Without T-nets ("vanilla") the layers are the same with those taken out.
 
     Args:
         points: number of surface samples to look at; null: the shape's own vertices.
@@ -65,6 +68,8 @@ class PointNet(Encoder):
         dropout: probability on the last hidden layer.
         use_category: give the shape's class as a one-hot vector to the segmentation form.
     """
+
+    small = MappingProxyType({"points": None})
 
     def __init__(
         self,

@@ -2,68 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from types import MappingProxyType
 
-from geodl.encoders.template import PyramidEncoder, batched, check_sizes, meshes_of
-from geodl.ops.spirals import spirals
-from geodl.spec import DataSpec, Out, Template
-
-
-class SpiralConv(nn.Module):
-    """One linear layer on the concatenated features of each vertex's spiral.
-
-    indices (v l), -1 for the dummy vertex of zeros. (b v in) -> (b v out).
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, indices: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("indices", indices, persistent=False)
-        self.indices: Tensor
-        self.dummy = bool((indices < 0).any())
-        self.linear = nn.Linear(in_channels * indices.shape[1], out_channels)
-        glorot(self.linear)
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, v, c = x.shape
-        n, length = self.indices.shape
-        out = self.linear.out_features
-        x = x.reshape(b * v, c)
-        if out < c:
-            # Multiply first, gather the fewer channels: the sum over the spiral is the same.
-            weight = self.linear.weight.view(out, length, c).permute(1, 0, 2).reshape(-1, c)
-            parts = (x @ weight.T).view(b * v * length, out)
-            index = batched(self.indices, b, v) * length + torch.arange(length, device=x.device)
-            if self.dummy:
-                gone = self.indices.repeat(b, 1) < 0
-                parts = torch.cat([parts, parts.new_zeros(1, out)])
-                index = index.masked_fill(gone, b * v * length)
-            y = F.embedding_bag(index, parts, mode="sum") + self.linear.bias
-        else:
-            index = batched(self.indices, b, v)
-            if self.dummy:
-                index = index.masked_fill(self.indices.repeat(b, 1) < 0, b * v)
-                x = torch.cat([x, x.new_zeros(1, c)])
-            y = self.linear(F.embedding(index, x).view(b * n, length * c))
-        return y.view(b, n, out)
-
-
-def glorot(linear: nn.Linear) -> None:
-    """The authors' initial weights."""
-    nn.init.xavier_uniform_(linear.weight)
-    nn.init.zeros_(linear.bias)
-
-
-def spirals_of(
-    template: Template, factors: list[int], length: list[int], dilation: list[int]
-) -> list[Tensor]:
-    """Spirals (v l) of the template and of all levels but the coarsest."""
-    meshes = meshes_of(template, tuple(factors))
-    return [
-        torch.from_numpy(spirals(*mesh, n, d))
-        for mesh, n, d in zip(meshes, length, dilation, strict=False)
-    ]
+from geodl.encoders.template import PyramidEncoder
+from geodl.nn.pyramid import check_sizes
+from geodl.nn.spiral import SpiralConv, spirals_of
+from geodl.spec import DataSpec, Out
 
 
 class SpiralNet(PyramidEncoder):
@@ -82,6 +26,10 @@ class SpiralNet(PyramidEncoder):
         length: vertices per spiral, per level.
         dilation: every how-many-th vertex of the sequence, per level.
     """
+
+    small = MappingProxyType(
+        {"channels": [8, 8], "factors": [4, 4], "length": [9, 9], "dilation": [1, 1]}
+    )
 
     def __init__(
         self,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
@@ -22,12 +21,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from geodl.atomic import atomic
 from geodl.errors import UserError
 from geodl.ops.geometry import Geometry
 from geodl.spec import Need
 
 log = logging.getLogger(__name__)
-OPS_VERSION = 3  # part of every key: raise it when a function in ops changes its result
+OPS_VERSION = 4  # part of every key: raise it when a function in ops changes its result
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,19 +48,22 @@ def digest(*parts: Any) -> str:
 def compute(need: Need, geometry: Geometry) -> Arrays:
     """Answer one request: float64 inside, float32 (and int32 indices) in the result.
 
-    A matrix becomes two arrays, ``name.index`` (2 nnz) and ``name.value`` (nnz), row by row.
+    A matrix becomes three arrays, row by row: ``name.index`` (2 nnz), ``name.value`` (nnz) and
+    ``name.shape`` (2).
     """
-    module, name = need.function.split(":")
-    result = getattr(importlib.import_module(module), name)(geometry, *astuple(need))
+    module, function = need.function.split(":")
+    result = getattr(importlib.import_module(module), function)(geometry, *astuple(need))
     arrays: Arrays = {}
-    for field, kind in need.fields.items():
-        value = result[field]
-        if kind == "matrix":
+    for name, field in need.fields.items():
+        value = result[name]
+        if field.kind == "matrix":
             coo = sp.csr_matrix(value).sorted_indices().tocoo()
-            arrays[f"{field}.index"] = np.stack([coo.row, coo.col]).astype(np.int32)
-            arrays[f"{field}.value"] = coo.data.astype(np.float32)
+            arrays[f"{name}.index"] = np.stack([coo.row, coo.col]).astype(np.int32)
+            arrays[f"{name}.value"] = coo.data.astype(np.float32)
+            arrays[f"{name}.shape"] = np.array(coo.shape, np.int32)
         else:
-            arrays[field] = np.ascontiguousarray(value, np.float32)
+            number = np.int32 if field.kind == "index" else np.float32
+            arrays[name] = np.ascontiguousarray(value, number)
     return arrays
 
 
@@ -101,12 +104,8 @@ class Cache:
             if arrays is None:
                 arrays = make()
                 self.misses += 1
-                part = path.with_suffix(f".{os.getpid()}.part")
-                try:
+                with atomic(path) as part:
                     save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part)
-                    os.replace(part, path)
-                finally:
-                    part.unlink(missing_ok=True)
             else:
                 self.hits += 1
         path.with_suffix(".lock").unlink(missing_ok=True)

@@ -12,6 +12,8 @@ from scipy.spatial import KDTree
 
 from geodl.ops.geometry import face_areas, face_vectors, unique_edges, unit
 
+SHAPE_KEPT = 0.3  # what a slide leaves of a triangle's quality
+
 
 def simplify(
     pos: NDArray[np.floating], face: NDArray[np.integer], vertices: int
@@ -73,24 +75,59 @@ def _boundary(edge: NDArray[np.int64], face_edge: NDArray[np.int64]) -> NDArray[
 
 
 def slide(
-    pos: NDArray[np.floating], face: NDArray[np.integer], amount: float, rng: np.random.Generator
+    pos: NDArray[np.floating],
+    face: NDArray[np.integer],
+    amount: float,
+    rng: np.random.Generator,
+    steps: int = 10,
 ) -> NDArray[np.float64]:
-    """Vertices (v 3) moved along the surface by up to ``amount``, all in one random direction as
-    far as the surface allows it, less near boundaries: the same surface and connectivity, another
-    parameterisation."""
+    """Vertices (v 3) moved along the surface by up to ``amount``, all around one random axis as far
+    as the surface allows it, less near boundaries: the same surface and connectivity, another
+    parameterisation.
+
+    Such a flow keeps areas, where one in a direction would crowd all vertices at the far ends. It
+    goes in short ``steps``, and in every step the vertices stay behind that would fold or squeeze
+    a triangle: in the end every triangle either is where it was or faces as the surface under its
+    corners does, with ``SHAPE_KEPT`` of its :func:`_quality` or more.
+    """
     pos, face = np.asarray(pos, np.float64), np.asarray(face, np.int64)
+    across = face_vectors(pos, face)
     normal = np.zeros_like(pos)
     for corner in face.T:
-        np.add.at(normal, corner, face_vectors(pos, face))
-    normal = unit(normal)
-    direction = unit(rng.standard_normal((1, 3)))
-    step = amount * (direction - (normal @ direction.T) * normal)
+        np.add.at(normal, corner, across)
+    across, normal = unit(across), unit(normal)
+    least = SHAPE_KEPT * _quality(pos, face, across)
+    axis = unit(rng.standard_normal((1, 3)))
+    reach = np.full((len(pos), 1), amount / steps)
     edge, face_edge = unique_edges(face)
     rim = _boundary(edge, face_edge)
     if len(rim):
         gap = KDTree(pos[rim.reshape(-1)]).query(pos)[0]
-        step *= np.minimum(1.0, gap / (3.0 * amount))[:, None]
-    return surface_nearest(pos, face, pos + step)[1]
+        reach *= np.minimum(1.0, gap / (3.0 * amount))[:, None]
+    at = pos
+    for _ in range(steps):
+        on, new = surface_nearest(pos, face, at + reach * np.cross(axis, normal))
+        under, stay = across[on], np.zeros(len(pos), bool)
+        while True:
+            bad = _quality(new, face, unit(under[face].sum(1))) < least
+            bad &= ~stay[face].all(1)
+            if not bad.any():
+                break
+            stay[face[bad]] = True
+            new[stay], under[stay] = at[stay], normal[stay]
+        at, normal = new, under
+    return at
+
+
+def _quality(
+    pos: NDArray[np.float64], face: NDArray[np.int64], normal: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Shape of every triangle (f) as seen against a normal (f 3): 1 equilateral, 0 without area,
+    negative folded over."""
+    corner = pos[face]
+    sides = ((corner - np.roll(corner, 1, axis=1)) ** 2).sum((1, 2))
+    area = (face_vectors(pos, face) * normal).sum(1)
+    return 2 * 3**0.5 * area / np.maximum(sides, 1e-300)
 
 
 def loop(

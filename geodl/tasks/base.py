@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from geodl.data.own import OwnShape
 from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.features import Feature
@@ -25,6 +26,7 @@ from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out
 
 log = logging.getLogger(__name__)
+BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 # A name, and surfaces or clouds to look at by name: positions (v 3), faces (f 3), colours (v 3) in
@@ -55,6 +57,20 @@ class Setup:
     cache: Cache | None = None  # for what a metric computes of a shape
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What a metric's number means.
+
+    unit: "%" (the number is a share in [0, 1]), "mm", "x 100", or a word for what is counted |
+    better: "more" or "less" of it | headline: the one to name a result by (the first of them that
+    a result has)
+    """
+
+    unit: str = ""
+    better: Literal["more", "less"] = "more"
+    headline: bool = False
+
+
 class NotFinite(UserError):
     """The loss became NaN or infinite."""
 
@@ -65,16 +81,17 @@ class Task(L.LightningModule):
     A subclass sets ``out`` (where it wants the encoding) and ``outputs`` (columns of the head), and
     answers ``losses`` and the metric calls.
 
-    ``monitor``: the metric by which an epoch is better than another, and whether more or less of it
-    is; ``decodes``: whether it builds the decoder of the config; ``paired``: whether its batches
-    are pairs of shapes.
+    ``metrics``: what its numbers mean, by name, the headline first; ``inputs``: the names of the
+    shapes that one prediction takes (its batches are groups if there are several); ``decodes``:
+    whether it builds the decoder of the config; ``columns``: of predictions.csv.
     """
 
     out: Out
     outputs: int
-    monitor: ClassVar[tuple[str, Literal["max", "min"]]] = ("acc", "max")
+    metrics: ClassVar[Mapping[str, Measure]]
+    inputs: ClassVar[tuple[str, ...]] = ("shape",)
     decodes: ClassVar[bool] = False
-    paired: ClassVar[bool] = False
+    columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -92,13 +109,17 @@ class Task(L.LightningModule):
         self.encoder = setup.encoder(
             in_channels=setup.features.channels, spec=setup.spec, out=self.out
         )
-        self.head = nn.Linear(self.encoder.channels, self.outputs)
+        self.head = self.build_head()
         self.seen = 0  # shapes seen in training, for schedules that count them
         self.epoch_meters: list[nn.ModuleDict] = []  # in a list: no part of the model's state
 
     @property
     def needs(self) -> Needs:
         return self.features.needs | self.encoder.needs
+
+    def build_head(self) -> nn.Module:
+        """From the encoding's columns to the answer's: one linear layer."""
+        return nn.Linear(self.encoder.channels, self.outputs)
 
     # ---- what a subclass answers ----
 
@@ -139,6 +160,17 @@ class Task(L.LightningModule):
         report's viewer; none where there is nothing to see on a surface."""
         return []
 
+    # ---- the user's own shapes ----
+
+    def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        """Predict for the shapes of one input (one, or as many as ``inputs``); write files that
+        begin with ``place``; a row for predictions.json."""
+        raise NotImplementedError
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        """A row of ``write`` for the terminal."""
+        raise NotImplementedError
+
     # ---- prediction ----
 
     def predict(self, batch: ShapeBatch) -> Prediction:
@@ -175,6 +207,12 @@ class Task(L.LightningModule):
         factor = self.schedule.factor(epoch, self.trainer.max_epochs or 1, self.seen)
         for group, rate in zip(self._optimizer().param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
+        # BatchNorm's running statistics start anew in every epoch: the mean over its first ten
+        # batches, then the usual moving average. With a constant 0.1 a short training is evaluated
+        # with the initial ones (mean 0, variance 1): perfect in training, chance in evaluation.
+        for module in self.modules():
+            if isinstance(module, BATCH_NORM):
+                module.momentum = max(0.1, 1 / (1 + batch_idx))
 
     def training_step(self, batch: ShapeBatch, batch_idx: int) -> Tensor:
         prediction = self.predict(batch)
@@ -258,7 +296,7 @@ class Task(L.LightningModule):
         """Outputs per shape."""
         if self.out == "whole":
             return list(output.split(1))
-        return list(output.split(batch.label_sizes))
+        return list(output.split(batch.counts["label"]))
 
     # ---- weights ----
 
@@ -305,3 +343,8 @@ def _some(words: str, keys: list[str]) -> str:
         return ""
     more = f" and {len(keys) - 2} more" if len(keys) > 2 else ""
     return f"{words} {', '.join(keys[:2])}{more}"
+
+
+def headline(metrics: Mapping[str, Measure], scores: Mapping[str, float]) -> str:
+    """The metric that a result is named by."""
+    return next(n for n, m in metrics.items() if m.headline and n in scores)

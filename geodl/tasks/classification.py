@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -13,9 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from geodl.augment import axis_rotation
+from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.shape import ShapeBatch
-from geodl.tasks.base import Prediction, Setup, Task
+from geodl.tasks.base import Measure, Prediction, Setup, Task
 
 
 class Classification(Task):
@@ -29,6 +32,8 @@ class Classification(Task):
     """
 
     out = "whole"
+    metrics = MappingProxyType({"acc": Measure("%", headline=True), "class_acc": Measure("%")})
+    columns = ("label", "probability")
 
     def __init__(
         self,
@@ -96,6 +101,31 @@ class Classification(Task):
 
     def details(self, meters: Any) -> dict[str, Any]:
         return confusion_details(meters["confusion"].compute(), self.spec.classes)
+
+    def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        from geodl import viz
+
+        (shape,) = shapes
+        batch = ShapeBatch.pack([shape.ready]).to(self.device)
+        with torch.no_grad():
+            logits = self.predict_eval(batch).output.float().cpu()
+        probability = logits.softmax(1)[0].numpy()
+        best = int(probability.argmax())
+        label, p = self.spec.classes[best], float(probability[best])
+        pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()
+        picture = place.with_name(f"{place.name}.png")
+        title = f"{shape.name}: {label} ({p:.0%})"
+        viz.save_shape(pos, face, None, picture, title, up=self.spec.up)
+        rounded = (round(float(x), 6) for x in probability)
+        return {
+            "file": shape.name,
+            "label": label,
+            "probability": round(p, 6),
+            "probabilities": dict(zip(self.spec.classes, rounded, strict=True)),
+        }
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        return f"{row['label']} ({row['probability']:.2f})"
 
 
 def balanced(labels: Iterable[Tensor | None], n: int) -> Tensor:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import Metric
 
-from geodl.encoders.identity import Identity
+from geodl.atomic import atomic
+from geodl.data.files import write_ply
+from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.losses import nearest
 from geodl.metrics import MapError
 from geodl.ops.geodesic import METHODS, Method
-from geodl.shape import PairBatch, Shape, ShapeBatch
+from geodl.shape import GroupBatch, Shape, ShapeBatch
 from geodl.spec import Laplacian, Needs, Points, Spectrum
-from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
+from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 
 LOSSES = ("supervised", "bijectivity", "orthogonality", "commutativity")
 
@@ -45,7 +49,8 @@ class Matching(Task):
 
     Paper: Donati, Sharma, Ovsjanikov: Deep geometric functional maps, CVPR 2020, as in Sharp et
     al.: DiffusionNet, 2022 (k = 30, lambda = 1e-3). Unsupervised losses: Roufosse, Sharma,
-    Ovsjanikov 2019. ZoomOut: Melzi et al. 2019.
+    Ovsjanikov 2019. ZoomOut: Melzi et al. 2019,
+    their loop, whose first map is of size k (pyFM begins at k + step).
 
     Args:
         form: "fmap" or "categorical".
@@ -61,8 +66,19 @@ class Matching(Task):
     """
 
     out = "vertex"
-    monitor = ("geodesic", "min")
-    paired = True
+    inputs = ("source", "target")
+    metrics = MappingProxyType(
+        {
+            "geodesic": Measure("x 100", "less", headline=True),
+            "median": Measure("x 100", "less"),
+            "failed": Measure("pairs", "less"),
+            "exact": Measure("%"),
+            "auc": Measure("%"),
+            "cover": Measure("%"),
+            "dirichlet": Measure("", "less"),
+            "unreachable": Measure("points", "less"),
+        }
+    )
 
     def __init__(
         self,
@@ -104,10 +120,8 @@ class Matching(Task):
             raise UserError("task.k, descriptors, step and every must be 1 or more.")
         self.outputs = descriptors if form == "fmap" else points
         super().__init__(setup)
-        if isinstance(self.encoder, Identity):
-            if form == "categorical":
-                raise UserError("encoder=identity learns nothing: use task.form=fmap.")
-            self.head = nn.Identity()
+        if form == "categorical" and not self.encoder.learns:
+            raise UserError("encoder=identity learns nothing: use task.form=fmap.")
         if self.encoder.needs.find(Points):
             raise UserError("task=matching maps the shapes' own vertices: set encoder.points=null.")
         spectrum = (super().needs | Needs.of(Spectrum(k))).find(Spectrum)
@@ -124,6 +138,9 @@ class Matching(Task):
         self.every = every
         self.normalize: Literal["area", "diameter"] = normalize
         self.memo: dict[str, Tensor] | None = None  # descriptors of shapes seen in an evaluation
+
+    def build_head(self) -> nn.Module:
+        return super().build_head() if self.encoder.learns else nn.Identity()
 
     @property
     def needs(self) -> Needs:
@@ -142,7 +159,7 @@ class Matching(Task):
             self.memo[batch.names[0]] = rows
         return parts, encoding.losses
 
-    def predict(self, batch: PairBatch) -> Prediction:  # pyright: ignore
+    def predict(self, batch: GroupBatch) -> Prediction:  # pyright: ignore
         """Functional maps (b k k), or logits of the target's and the source's vertices."""
         a, losses = self.describe(batch.source)
         b, more = self.describe(batch.target)
@@ -162,7 +179,7 @@ class Matching(Task):
         low, high = (s.ops.evals[:, : self.k] for s in (batch.source, batch.target))
         return Prediction(functional_map(a_hat, b_hat, low, high, weight), losses)
 
-    def losses(self, prediction: Prediction, batch: PairBatch) -> dict[str, Tensor]:  # pyright: ignore
+    def losses(self, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:  # pyright: ignore
         if self.form == "categorical":
             rows = prediction.output
             spots = batch.target.landmark
@@ -175,7 +192,7 @@ class Matching(Task):
         if "supervised" in self.weights:
             found["supervised"] = (c - self.true_maps(batch)).square().mean()
         if "bijectivity" in self.weights:
-            back = self.predict(PairBatch(batch.target, batch.source)).output
+            back = self.predict(GroupBatch(source=batch.target, target=batch.source)).output
             found["bijectivity"] = (back @ c - eye).square().mean()
         if "orthogonality" in self.weights:
             found["orthogonality"] = (c.mT @ c - eye).square().mean()
@@ -186,7 +203,7 @@ class Matching(Task):
             found["commutativity"] = gap.square().mean()
         return {n: self.weights[n] * v for n, v in found.items()} | prediction.losses
 
-    def true_maps(self, batch: PairBatch) -> Tensor:
+    def true_maps(self, batch: GroupBatch) -> Tensor:
         """C (b k k) of the true correspondence: evecs_source C^T = evecs_target at the landmarks,
         in the least squares sense."""
         a, b = (
@@ -197,7 +214,7 @@ class Matching(Task):
         inverse = [torch.linalg.pinv(p, rtol=0.05) for p in a]
         return torch.stack([(p @ q).T for p, q in zip(inverse, b, strict=True)])
 
-    def maps(self, prediction: Prediction, batch: PairBatch) -> list[Tensor]:
+    def maps(self, prediction: Prediction, batch: GroupBatch) -> list[Tensor]:
         """For every vertex of the target a vertex of the source, pair by pair."""
         if self.form == "categorical":
             named = prediction.output.argmax(1).split(batch.target.sizes)
@@ -241,7 +258,7 @@ class Matching(Task):
     def make_meters(self) -> dict[str, Metric]:
         return {"map": MapError(self.geodesic, self.every, self.normalize, self.cache)}
 
-    def measure(self, meters: Any, prediction: Prediction, batch: PairBatch) -> None:  # pyright: ignore
+    def measure(self, meters: Any, prediction: Prediction, batch: GroupBatch) -> None:  # pyright: ignore
         if self.training:
             return  # distances on surfaces take too long for every step
         pairs = zip(
@@ -267,7 +284,7 @@ class Matching(Task):
             "geodesic_method": f"{self.geodesic}, every {self.every}",
         }
 
-    def split(self, output: Tensor, batch: PairBatch) -> list[Tensor]:  # pyright: ignore
+    def split(self, output: Tensor, batch: GroupBatch) -> list[Tensor]:  # pyright: ignore
         return self.maps(Prediction(output), batch.to(output.device))
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
@@ -307,6 +324,49 @@ class Matching(Task):
             near = nearest(target.pos, target.pos[spot]).numpy()
             errors.append(100 * at_points[near])
         return errors
+
+    # ---- the user's own shapes ----
+
+    def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        """The map as .csv (for every vertex of the target one of the source, from 0), both shapes
+        as .ply with the source's colours carried over, and a picture."""
+        from geodl import viz
+
+        for shape in shapes:
+            if shape.raw.is_cloud or len(shape.seen.pos) != len(shape.raw.pos):
+                raise UserError(
+                    f"{shape.name} is a cloud or needed repair, and a map is of a mesh's own "
+                    "vertices: mend the file first (geodl mode=prepare names defects)."
+                )
+        pairs = zip(self.inputs, shapes, strict=True)
+        batch = GroupBatch(**{n: ShapeBatch.pack([s.ready]) for n, s in pairs}).to(self.device)
+        with torch.no_grad():
+            found = self.maps(self.predict(batch), batch)[0].cpu().numpy()
+        source, target = shapes
+        color = viz.position_color(source.placed.pos.numpy())
+        for shape, own in ((source, color), (target, color[found])):
+            file = place.with_name(f"{place.name}-{Path(shape.name).stem}.ply")
+            painted = (own * 255).astype(np.uint8)
+            write_ply(file, shape.raw.pos.numpy(), shape.raw.face.numpy(), painted)
+        with atomic(place.with_name(f"{place.name}.csv")) as part:
+            header = f"for every vertex of {target.name} a vertex of {source.name}, from 0"
+            np.savetxt(part, found, fmt="%d", header=header)
+        viz.strips(
+            [[source.placed.pos.numpy(), target.placed.pos.numpy()]],
+            source.raw.face.numpy(),
+            place.with_name(f"{place.name}.png"),
+            self.spec.up,
+            faces=[[source.raw.face.numpy(), target.raw.face.numpy()]],
+            colors=[[color, color[found]]],
+        )
+        return {
+            "file": f"{source.name} to {target.name}",
+            "map": f"{place.name}.csv",
+            "cover": round(len(np.unique(found)) / len(source.raw.pos), 4),
+        }
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        return f"{row['map']}, {row['cover']:.0%} of the source's vertices are hit"
 
     # ---- weights ----
 
@@ -360,8 +420,12 @@ def masses(batch: ShapeBatch) -> list[Tensor]:
 
 def spots(batch: ShapeBatch) -> list[Tensor]:
     """Landmarks (t) as vertices of their own shape, shape by shape."""
-    assert batch.landmark is not None
-    parts = batch.landmark.split(batch.landmark_sizes)
+    if batch.landmark is None:
+        raise UserError(
+            f"{batch.names[0]} has no landmarks: maps go between meshes, so test=cloud is not for "
+            "task=matching."
+        )
+    parts = batch.landmark.split(batch.counts["landmark"])
     return [part - start for part, start in zip(parts, batch.ptr[:-1], strict=True)]
 
 
@@ -390,5 +454,5 @@ def cpu(shape: Shape) -> Shape:
         pos=shape.pos.cpu(),
         face=shape.face.cpu(),
         landmark=None if shape.landmark is None else shape.landmark.cpu(),
-        ops=shape.ops.map(lambda x: x.cpu()),
+        ops=shape.ops.map(lambda x, _: x.cpu()),
     )

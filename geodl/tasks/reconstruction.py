@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from geodl.decoders.linear import Linear
-from geodl.encoders.flat import Flat
-from geodl.encoders.spiralnet import glorot
+from geodl.data.files import write_ply
+from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.losses import Kernel, chamfer, surface_distance, triangles
-from geodl.metrics import SurfaceError, VertexError
+from geodl.metrics import SurfaceError, VertexError, to_surface
+from geodl.nn.init import glorot
 from geodl.shape import ShapeBatch
-from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
+from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 
 REGISTERED = ("l1", "l2")  # compare vertices one by one
 SURFACES = ("chamfer", "current", "varifold")  # compare surfaces
@@ -53,7 +54,15 @@ class Reconstruction(Task):
     """
 
     out = "whole"
-    monitor = ("error", "min")
+    metrics = MappingProxyType(
+        {
+            "surface": Measure("mm", "less", headline=True),
+            "error": Measure("mm", "less", headline=True),
+        }
+        | dict.fromkeys(
+            ("std", "median", "p90", "scan_to_mesh", "mesh_to_scan"), Measure("mm", "less")
+        )
+    )
     decodes = True
 
     def __init__(
@@ -86,12 +95,13 @@ class Reconstruction(Task):
         self.normalize = normalize
         self.decoder = setup.decoder(latent=latent, spec=setup.spec)
         self.template = self.decoder.template
-        self.linear = isinstance(self.encoder, Flat) and isinstance(self.decoder, Linear)
+        self.linear = not self.encoder.learns and self.decoder.projects
         if self.linear:
             self.head = nn.Identity()  # the code is the projection onto the basis
-        else:
-            self.head = nn.Linear(self.encoder.channels, latent)
-            glorot(self.head)
+        else:  # drawn behind the decoder's weights
+            head = cast(nn.Linear, self.head)
+            head.reset_parameters()
+            glorot(head)
         if self.encoder.registered and self.encoder.in_channels != 3:
             raise UserError("encoders on a template take features=xyz here.")
         pos = torch.from_numpy(self.template.pos)
@@ -111,8 +121,7 @@ class Reconstruction(Task):
             if not self.reads_vertices and len(seen) * len(batch) > 100:
                 break
         x = torch.cat(seen)
-        if isinstance(self.decoder, Linear):
-            self.decoder.fit(x, f"the training split ({self.spec.protocol})")
+        self.decoder.fit(x, f"the training split ({self.spec.protocol})")
         if self.reads_vertices:
             self.mean.copy_(x.mean(0))
             if self.normalize == "center":
@@ -266,8 +275,49 @@ class Reconstruction(Task):
         samples = self.decode(codes.mean(0) + noise * spread).cpu().numpy()
         viz.strips([samples[:6], samples[6:]], face, folder / f"samples-{name}.png", up)
 
+    # ---- the user's own shapes ----
+
+    def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        """The reconstruction as .ply in the file's coordinates, coloured by its distance to the
+        input (blue 0, yellow 3 mm), a picture, and a row with the code and the distances."""
+        from geodl import viz
+
+        (shape,) = shapes
+        batch = ShapeBatch.pack([shape.ready]).to(self.device)
+        with torch.no_grad():
+            code, _ = self.encode(batch)
+            y = self.decode(code)[0].cpu()
+        face = self.face.cpu()
+        scan = (shape.seen.pos, shape.seen.face)
+        unit = self.spec.unit
+        row: dict[str, Any] = {"file": shape.name, "mesh": f"{place.name}.ply"}
+        errors: Any = None
+        if not shape.seen.is_cloud:
+            errors = (unit * to_surface(y, scan)).numpy()
+            row |= {
+                "scan_to_mesh": float(unit * to_surface(scan[0], (y, face)).mean()),
+                "mesh_to_scan": float(errors.mean()),
+            }
+        color = np.tile(viz.PLAIN, (len(y), 1)) if errors is None else viz.heat(errors, 3.0)
+        own = y.double().numpy() * shape.size + shape.center.numpy()
+        triangles = face.numpy()
+        painted = (color * 255).astype(np.uint8)
+        write_ply(place.with_name(f"{place.name}.ply"), own, triangles, painted)
+        viz.strips(
+            [[scan[0].numpy()], [y.numpy()]],
+            triangles,
+            place.with_name(f"{place.name}.png"),
+            self.spec.up,
+            faces=[[scan[1].numpy()], [triangles]],
+            colors=[[None], [color]],
+        )
+        return row | {"code": [round(float(c), 6) for c in code[0]]}
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        far = f", {row['scan_to_mesh']:.2f} mm from the input" if "scan_to_mesh" in row else ""
+        return f"{row['mesh']}{far}"
+
 
 def scans(batch: ShapeBatch) -> list[tuple[Tensor, Tensor]]:
     """The surfaces that the input was taken from: positions and faces, shape by shape."""
-    sizes, faces = batch.row_sizes["scan"], batch.row_sizes["scan_face"]
-    return list(zip(batch.ops.scan.split(sizes), batch.ops.scan_face.split(faces), strict=True))
+    return list(zip(batch.rows("scan"), batch.rows("scan_face"), strict=True))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +14,15 @@ from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from geodl.atomic import atomic
+from geodl.carry import elements
+from geodl.data.files import write_ply
+from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.metrics import BodyAccuracy, Confusion, PartIoU
+from geodl.ops.remesh import nearest
 from geodl.shape import ShapeBatch
-from geodl.tasks.base import Evaluation, Prediction, Scene, Setup, Task
+from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 from geodl.tasks.classification import balanced, confusion_details
 
 
@@ -30,6 +37,14 @@ class Segmentation(Task):
         label_smoothing: share of the target spread over all parts.
         class_weights: "balanced" weighs every part by the inverse of its frequency in training.
     """
+
+    metrics = MappingProxyType(
+        {"acc": Measure("%", headline=True)}
+        | dict.fromkeys(
+            ("miou", "instance_miou", "class_miou", "face_acc", "hard_edge_acc", "soft_edge_acc"),
+            Measure("%"),
+        )
+    )
 
     def __init__(
         self,
@@ -83,8 +98,8 @@ class Segmentation(Task):
             assert batch.category is not None
             restricted = []
             for part, label, category in zip(
-                logits.split(batch.label_sizes),
-                batch.label.split(batch.label_sizes),
+                logits.split(batch.counts["label"]),
+                batch.label.split(batch.counts["label"]),
                 batch.category.tolist(),
                 strict=True,
             ):
@@ -97,10 +112,10 @@ class Segmentation(Task):
         meters["confusion"].update(predicted, batch.label)
         if "body" in meters and "edge_label" in batch.ops:
             names = ("edge_face", "edge_label", "edge_soft", "edge_area")
-            columns = [batch.ops[n].split(batch.row_sizes[n]) for n in names]
+            columns = [batch.rows(n) for n in names]
             for part, label, edges in zip(
-                logits.split(batch.label_sizes),
-                batch.label.split(batch.label_sizes),
+                logits.split(batch.counts["label"]),
+                batch.label.split(batch.counts["label"]),
                 zip(*columns, strict=True),
                 strict=True,
             ):
@@ -138,3 +153,39 @@ class Segmentation(Task):
             layers = {n: (pos, face, viz.of_elements(c, shape, on)) for n, c in rows.items()}
             found.append((shape.name, layers))
         return found
+
+    def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        from geodl import viz
+
+        (shape,), spec = shapes, self.spec
+        batch = ShapeBatch.pack([shape.ready]).to(self.device)
+        with torch.no_grad():
+            logits = self.predict_eval(batch).output.float().cpu()
+        if spec.category_parts and shape.seen.category is not None:
+            allowed = torch.tensor(spec.category_parts[int(shape.seen.category)])
+            part = allowed[logits[:, allowed].argmax(1)].numpy()
+        else:
+            part = logits.argmax(1).numpy()
+        # From the model's elements back onto those of the user's mesh.
+        target = elements(shape.placed, self.out)
+        own = part
+        if len(part) != len(target):
+            own = part[nearest(elements(shape.seen, self.out), target)]
+        pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()
+        vertex = viz.on_vertices(viz.palette(len(spec.parts))[own], shape.placed, self.out)
+        color = (vertex * 255).astype(np.uint8)
+        write_ply(place.with_name(f"{place.name}.ply"), pos, face, color)
+        with atomic(place.with_name(f"{place.name}.csv")) as partial:
+            np.savetxt(partial, own, fmt="%d", header=f"{self.out} labels: {list(spec.parts)}")
+        picture = place.with_name(f"{place.name}.png")
+        viz.save_shape(pos, face, vertex, picture, shape.name, spec.parts, up=spec.up)
+        share = np.bincount(own, minlength=len(spec.parts)) / len(own)
+        return {
+            "file": shape.name,
+            "labels_on": self.out,
+            "labels": f"{place.name}.csv",
+            "parts": {n: round(float(s), 4) for n, s in zip(spec.parts, share, strict=True)},
+        }
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        return ", ".join(f"{k} {v:.0%}" for k, v in row["parts"].items() if v)

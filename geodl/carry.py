@@ -1,0 +1,109 @@
+"""Labels, landmarks and samples carried from one mesh to another of the same surface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from geodl.errors import UserError
+from geodl.ops.geometry import face_vectors, unique_edges, unit
+from geodl.ops.remesh import nearest, surface_nearest
+from geodl.shape import Shape
+from geodl.spec import LABELS, MESH, Field, item_seed
+
+EDGE = Field("edge", "index", into="vertex")
+
+
+def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) -> Shape:
+    """Another triangulation of the shape. Labels come from the nearest point on the old surface:
+    that of its face, or of the nearest corner of its face; landmarks go to the nearest vertex. A
+    benchmark's edge labels beside those of faces stay behind.
+
+    Raises:
+        UserError: the labels are those of edges.
+    """
+    if label_on == "edge":
+        raise UserError(
+            f"shape {shape.name} has labels on edges, which no re-meshing carries over: use the "
+            "meshes as they are."
+        )
+    label, landmark = shape.label, shape.landmark
+    old = shape.pos.double().numpy()
+    if label is not None and label_on in ("vertex", "face"):
+        triangles = shape.face.numpy()
+        on, at = surface_nearest(old, triangles, pos if label_on == "vertex" else pos[face].mean(1))
+        if label_on == "vertex":
+            corners = triangles[on]
+            gap = np.linalg.norm(old[corners] - at[:, None], axis=2)
+            on = corners[np.arange(len(on)), gap.argmin(1)]
+        label = label[torch.from_numpy(on)]
+    if landmark is not None:
+        landmark = torch.from_numpy(nearest(pos, old[landmark.numpy()]))
+    return Shape(
+        pos=torch.from_numpy(np.asarray(pos, np.float64)),
+        face=torch.from_numpy(np.asarray(face, np.int64)),
+        label=label,
+        category=shape.category,
+        landmark=landmark,
+        name=shape.name,
+        ops=shape.ops.without(*MESH, *LABELS),
+    )
+
+
+def elements(shape: Shape, label_on: str) -> NDArray[np.float32]:
+    """Positions of the elements that carry labels; of a cloud that stands for a mesh, those of the
+    points that answer for them."""
+    pos = shape.pos.numpy()
+    if "carry" in shape.ops:
+        return pos[shape.ops.carry.numpy()]
+    if label_on == "face":
+        return pos[shape.face.numpy()].mean(1)
+    if label_on == "edge":
+        return pos[shape.ops.edge.numpy()].mean(1)
+    return pos
+
+
+def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None) -> Shape:
+    """n points in place of the vertices; ``ops.carry``: labelled element -> nearest point.
+
+    A mesh is sampled uniformly by area. Of a cloud, n points are drawn, or the first n taken where
+    ``rng`` is None; a smaller cloud repeats points.
+    """
+    fixed = rng if rng is not None else np.random.default_rng(item_seed(shape.name))
+    if shape.is_cloud:
+        v = shape.pos.shape[0]
+        if v <= n:
+            index = np.concatenate([np.arange(v), fixed.integers(0, v, n - v)])
+        elif rng is None:
+            index = np.arange(n)
+        else:
+            index = rng.permutation(v)[:n]
+        pos = shape.pos[torch.from_numpy(index)]
+        normal = None if shape.normal is None else shape.normal[torch.from_numpy(index)]
+    else:
+        vertices, face = shape.pos.double().numpy(), shape.face.numpy()
+        vectors = face_vectors(vertices, face)
+        area = np.cumsum(np.linalg.norm(vectors, axis=1))
+        chosen = np.searchsorted(area, fixed.random(n) * area[-1]).clip(max=len(face) - 1)
+        u, v = np.sqrt(fixed.random(n)), fixed.random(n)
+        weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
+        points = np.einsum("nc,ncd->nd", weights, vertices[face[chosen]])
+        pos = torch.from_numpy(points).float()
+        normal = torch.from_numpy(unit(vectors[chosen])).float()
+    ops = shape.ops.without(*MESH)
+    if shape.label is not None:
+        carry = torch.from_numpy(nearest(pos.numpy(), elements(shape, label_on)))
+        ops = ops.added({"carry": carry}, {"carry": Field("label", "index", into="vertex")})
+    return Shape(
+        pos=pos, normal=normal, ops=ops, label=shape.label, category=shape.category, name=shape.name
+    )
+
+
+def edges_of(face: Tensor) -> tuple[Tensor, Tensor]:
+    """Undirected edges (e 2) in MeshCNN's order and the edges (f 3) of every face."""
+    edge, face_edge = unique_edges(face.numpy())
+    return torch.from_numpy(edge), torch.from_numpy(face_edge)

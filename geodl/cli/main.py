@@ -1,0 +1,119 @@
+"""The entry point: ``geodl`` = ``python -m geodl``.
+
+    geodl task=segmentation data=human_seg encoder=diffusionnet features=hks seed=0
+    geodl -m encoder=pointnet,diffusionnet seed=0,1,2
+
+Composing, listing, skipping and refusing happen here, without torch; the work is in
+``geodl.runs`` and ``geodl.results``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import geodl
+from geodl.cli import help, listing
+from geodl.runs import record
+from geodl.runs.compose import config_dir
+from geodl.runs.mistakes import explain, validate
+from geodl.runs.sweep import board, summary, sweep_job
+
+# The function of every mode.
+MODES = {
+    "train": "geodl.runs.train:train",
+    "eval": "geodl.runs.evaluate:evaluate",
+    "predict": "geodl.runs.predict:predict",
+    "prepare": "geodl.runs.prepare:prepare",
+    "table": "geodl.results.tables:table",
+    "report": "geodl.results.report:report",
+}
+
+
+def main() -> None:
+    """Run one command line; exit code 0, 1 (a fault of ours) or 2 (a mistake of the user's)."""
+    _log_to_stderr()
+    words = sys.argv[1:]
+    trace = "debug=trace" in words
+    try:
+        if words == ["--version"]:
+            sys.stdout.write(f"geodl {geodl.__version__}\n")
+            return
+        if not words or {"-h", "--help"} & set(words):
+            sys.stdout.write(help.text(config_dir(), options=bool(words)))
+            return
+        if "mode=list" in words:
+            sys.stdout.write(listing.show(config_dir()))
+            return
+        sys.exit(_hydra(words))
+    except KeyboardInterrupt:
+        sys.stderr.write("geodl: interrupted; the same command resumes.\n")
+        sys.exit(130)
+    except Exception as error:
+        sentence = explain(error)
+        if trace or sentence is None:
+            traceback.print_exc()
+        sys.stderr.write(f"geodl: {sentence or f'{type(error).__name__}: {error}'}\n")
+        sys.exit(2 if sentence else 1)
+
+
+def _hydra(words: list[str]) -> int:
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
+    sweeping = "-m" in words or "--multirun" in words
+    job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
+    if not sweeping:
+        faults: list[BaseException] = []
+
+        def one(cfg: Any) -> None:
+            try:
+                run(cfg)
+            except Exception as error:  # raised again below: Hydra would print lines of its own
+                faults.append(error)
+
+        job(one)()
+        for fault in faults:
+            raise fault
+        return 0
+    outputs = next(
+        (w.partition("=")[2] for w in words if w.startswith("paths.outputs=")), "outputs"
+    )
+    with board(Path(outputs)) as entries:
+        job(sweep_job)()
+    return 1 if summary(entries) else 0
+
+
+def run(cfg: Any) -> None:
+    """One composed config, in this process."""
+    validate(cfg)
+    logging.getLogger("geodl").setLevel(logging.INFO)
+    if cfg.mode == "train" and not cfg.force and record.skipped(cfg):
+        return
+    module, name = MODES[cfg.mode].split(":")
+    outcome = getattr(importlib.import_module(module), name)(cfg)
+    if outcome:
+        sys.stdout.write(outcome if outcome.endswith("\n") else f"{outcome}\n")
+    if cfg.mode == "train":
+        from geodl.results.reference import compared
+
+        sys.stdout.write(compared(cfg))
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("geodl")
+    if not logger.handlers:
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    main()

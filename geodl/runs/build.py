@@ -1,0 +1,260 @@
+"""From a composed config to objects. The only caller of ``hydra.utils.instantiate``."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+import lightning as L
+import torch
+from beartype import BeartypeConf
+from beartype.door import is_bearable
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from geodl.augment import Augmentation
+from geodl.data.fetch import Paths
+from geodl.data.loaders import Loaders
+from geodl.data.source import Source
+from geodl.data.views import Wishes
+from geodl.decoders.base import Decoder
+from geodl.encoders.base import Encoder
+from geodl.errors import UserError
+from geodl.features import Feature
+from geodl.ops.cache import Cache
+from geodl.perturb import Perturbation
+from geodl.schedules import Schedule
+from geodl.spec import DataSpec
+from geodl.tasks.base import Setup, Task
+
+# Slot of the config -> what may stand in it.
+SLOTS: dict[str, type] = {
+    "task": Task,
+    "data": Source,
+    "features": Feature,
+    "encoder": Encoder,
+    "decoder": Decoder,
+    "augment": Augmentation,
+    "optim": torch.optim.Optimizer,
+    "schedule": Schedule,
+    "callbacks": L.Callback,
+    "logger": Logger,
+    "test": Perturbation,
+}
+# Modules that may be imported to find a class; ``allow`` on the command line adds to them.
+ALLOWED = ("geodl", "torch.optim", "lightning.pytorch")
+
+
+@dataclass
+class Parts:
+    """A data set and the task (features, encoder, head) that learns from it."""
+
+    cfg: DictConfig
+    data: Source
+    task: Task
+
+    def loaders(self, train: bool = True) -> Loaders:
+        """Batches as the config and the task ask for them; ``train``: with its augmentation.
+
+        Raises:
+            UserError: the augmentation is not for this encoder, or spoils its operators.
+        """
+        cfg, task = self.cfg, self.task
+        augment: list[Augmentation] = []
+        if train:
+            augment = build_many("augment", cfg.augment, allow(cfg))
+            check_registered(task.encoder, [("augmentation", a) for a in augment])
+        copies = int(cfg.augment.get("copies", 0) or 0)
+        wishes = Wishes(task.needs, tuple(augment), copies, cfg.seed)
+        return Loaders(self.data, wishes, cfg.batch_size, cfg.workers, task.inputs)
+
+    def tests(self, names: Sequence[str]) -> dict[str, list[Perturbation]]:
+        """The changes that named test sets make.
+
+        Raises:
+            UserError: one is not for this encoder.
+        """
+        found = {name: perturbations(self.cfg, name) for name in names}
+        changes = [(f"test={name}", p) for name, chosen in found.items() for p in chosen]
+        check_registered(self.task.encoder, changes)
+        return found
+
+
+def build(cfg: DictConfig) -> Parts:
+    """Data and task of a config, neither downloaded nor trained.
+
+    Raises:
+        UserError: a class that does not fit its slot, an option it does not have, a value of the
+            wrong type, or parts that cannot work together.
+    """
+    data = build_data(cfg)
+    return Parts(cfg, data, build_task(cfg, data.spec))
+
+
+def build_data(cfg: DictConfig) -> Source:
+    return make("data", cfg.data, allow=allow(cfg))(paths=paths(cfg))
+
+
+def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
+    allowed = allow(cfg)
+    torch.set_num_threads(cfg.threads)  # another number gives other last digits
+    torch.manual_seed(cfg.seed)  # initial weights follow from the seed alone
+    setup = Setup(
+        spec=spec,
+        features=make("features", cfg.features, allow=allowed)(),
+        encoder=make("encoder", cfg.encoder, allow=allowed),
+        optimizer=make("optim", cfg.optim, allow=allowed),
+        schedule=make("schedule", cfg.schedule, allow=allowed)(),
+        seed=cfg.seed,
+        cache=Cache(paths(cfg).cache),
+        decoder=make("decoder", cfg.decoder, allow=allowed) if cfg.get("decoder") else None,
+    )
+    return make("task", cfg.task, allow=allowed)(setup=setup)
+
+
+def build_many(slot: str, group: Any, allow: tuple[str, ...]) -> list[Any]:
+    """The members of a group of which several can be chosen (augment, callbacks)."""
+    return [
+        make(slot, member, f"{slot}.{name}", allow)()
+        for name, member in (group or {}).items()
+        if isinstance(member, (Mapping, DictConfig)) and "_target_" in member
+    ]
+
+
+def paths(cfg: DictConfig) -> Paths:
+    archives = cfg.paths.archives
+    return Paths(
+        data=Path(cfg.paths.data).expanduser(),
+        cache=Path(cfg.paths.cache).expanduser(),
+        archives=Path(archives).expanduser() if archives else None,
+    )
+
+
+def allow(cfg: DictConfig) -> tuple[str, ...]:
+    return (*ALLOWED, *(str(a) for a in cfg.get("allow") or []))
+
+
+def make(
+    slot: str, cfg: Any, where: str | None = None, allow: tuple[str, ...] = ALLOWED
+) -> Callable[..., Any]:
+    """The class of a slot with its configured options, to be called with the rest."""
+    where = where or slot
+    plain: dict[str, Any] = (
+        cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+        if OmegaConf.is_config(cfg)
+        else dict(cfg)
+    )
+    groups: dict[str, Any] = {}
+    for place, node in _nodes(plain, where):
+        target = _resolve(str(node["_target_"]), SLOTS[slot], place, allow)
+        given = {k: v for k, v in node.items() if k != "_target_"}
+        found = _check_options(target, given, place)
+        groups |= found if node is plain else {}
+    try:
+        kept = {k: v for k, v in plain.items() if k not in groups}
+        return partial(instantiate(kept, _partial_=True, _convert_="all"), **groups)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
+
+
+def _nodes(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(value, dict):
+        node = cast("dict[str, Any]", value)
+        if "_target_" in node:
+            yield place, node
+        for key, inner in node.items():
+            yield from _nodes(inner, f"{place}.{key}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(cast("list[Any]", value)):
+            yield from _nodes(inner, f"{place}[{i}]")
+
+
+def _resolve(target: str, base: type, place: str, allow: tuple[str, ...]) -> type:
+    if not any(target.startswith(f"{prefix}.") for prefix in allow):
+        raise UserError(
+            f"{place}._target_={target} is outside {', '.join(allow)}: give allow=[package] to let "
+            "geodl import your own package."
+        )
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError):
+        raise UserError(f"{place}._target_={target} does not exist.") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(f"{place}._target_={target} is no {base.__name__}.")
+    return found
+
+
+def _check_options(target: type, options: dict[str, Any], place: str) -> dict[str, Any]:
+    """Raises UserError where an option does not exist or has another type. Options whose type is a
+    dataclass are groups of options: they come back built, over their default."""
+    parameters = inspect.signature(target).parameters
+    try:
+        hints = get_type_hints(target.__init__)
+    except NameError:  # another library's annotation of something it imports for type checkers only
+        hints = {}
+    groups: dict[str, Any] = {}
+    for key, value in options.items():
+        if key not in parameters:
+            known = ", ".join(k for k in parameters if k not in ("paths", "setup"))
+            raise UserError(f"{place}.{key}: {target.__name__} has no such option; it has {known}.")
+        if key not in hints or _has_nodes(value):
+            continue
+        if is_dataclass(hints[key]) and isinstance(value, dict):
+            inner = cast("dict[str, Any]", value)
+            _check_options(cast(type, hints[key]), inner, f"{place}.{key}")
+            groups[key] = replace(parameters[key].default, **inner)
+        elif not is_bearable(value, hints[key], conf=BeartypeConf(is_pep484_tower=True)):
+            wanted = str(parameters[key].annotation).replace("typing.", "")
+            raise UserError(f"{place}.{key}={value} is not of type {wanted}.")
+    return groups
+
+
+def _has_nodes(value: Any) -> bool:
+    return next(_nodes(value, ""), None) is not None
+
+
+# ---- what several modes do with a config ----
+
+
+def perturbations(cfg: DictConfig, name: str) -> list[Perturbation]:
+    """The changes that a named test set makes."""
+    chosen = cfg.test[name].get("perturb") or []
+    return [make("test", p, f"test.{name}", allow(cfg))() for p in chosen]
+
+
+def check_registered(encoder: Encoder, changes: Sequence[tuple[str, Augmentation]]) -> None:
+    """Raises UserError, before any work, where an encoder on a template would meet other meshes."""
+    for where, change in changes:
+        if encoder.registered and "connectivity" not in change.keeps:
+            raise UserError(
+                f"encoder {type(encoder).__name__} works on the template's own mesh, which "
+                f"{type(change).__name__} ({where}) takes away: choose encoder=pointnet or "
+                "diffusionnet."
+            )
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """Where to compute.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    wanted = str(cfg.trainer.get("accelerator", "cpu"))
+    if wanted in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if wanted in ("mps", "auto") and torch.backends.mps.is_available():
+        return torch.device("mps")
+    if wanted in ("gpu", "cuda", "mps"):
+        raise UserError(f"trainer.accelerator={wanted}, but there is none here: use trainer=cpu.")
+    return torch.device("cpu")

@@ -1,0 +1,154 @@
+"""A user's mistake in one sentence: what is checked before anything runs, and what Hydra says."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import traceback
+from pathlib import Path
+from typing import Any, cast
+
+from geodl.errors import UserError
+from geodl.runs.compose import config_dir
+
+MODES = ("train", "eval", "predict", "prepare", "list", "table", "report")
+
+
+def validate(cfg: Any) -> None:
+    """Scalars that pass composition whatever they are."""
+
+    def integer(key: str, low: int) -> None:
+        value = cfg[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise UserError(f"{key}={value} must be a whole number of {low} or more.")
+
+    if cfg.mode not in MODES:
+        raise UserError(f"mode={cfg.mode} is not known{_near(str(cfg.mode), MODES)}.")
+    for key, low in (("seed", 0), ("epochs", 0), ("batch_size", 1), ("workers", 0), ("threads", 1)):
+        integer(key, low)
+    if cfg.select not in ("last", "val", "test"):
+        raise UserError(f"select={cfg.select} is not known: choose last, val or test.")
+    for key in ("force", "figures", "launch"):
+        if not isinstance(cfg[key], bool):
+            raise UserError(f"{key}={cfg[key]} must be true or false.")
+    if (cfg.mode == "table") != bool(cfg.get("table")):
+        raise UserError(
+            "mode=table and table=<name> go together: geodl mode=list shows the tables, and "
+            "budget=smoke | short | paper says how long the runs are."
+        )
+    if cfg.mode == "predict" and not (cfg.ckpt and cfg.input):
+        raise UserError("mode=predict needs ckpt=<a .ckpt file> and input=<a file or folder>.")
+    if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):
+        raise UserError(
+            "mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>."
+        )
+    if cfg.ckpt and cfg.mode == "train":
+        raise UserError("ckpt= is for mode=eval and mode=predict: to go on from it, give init=.")
+    if cfg.ckpt:
+        _refuse_overrides()
+    if cfg.trainer.devices != 1:
+        raise UserError(f"trainer.devices={cfg.trainer.devices}: one device is supported so far.")
+    if cfg.trainer.precision not in ("32-true", "bf16-mixed"):
+        raise UserError(f"trainer.precision={cfg.trainer.precision}: choose 32-true or bf16-mixed.")
+    copies = cfg.augment.copies
+    if not isinstance(copies, int) or isinstance(copies, bool) or copies < 0:
+        raise UserError(f"augment.copies={copies} must be a whole number of 0 or more.")
+
+
+# With a checkpoint, the config is the checkpoint's; only these may be given beside it.
+BESIDE_CKPT = (
+    *("mode", "ckpt", "input", "output", "category", "test", "trainer", "paths", "debug"),
+    *("figures", "workers", "threads", "batch_size", "allow"),
+)
+
+
+def _refuse_overrides() -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return
+    for override in HydraConfig.get().overrides.task:
+        key = re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
+        if key.split("/")[0] not in BESIDE_CKPT:
+            raise UserError(
+                f"{override} cannot be given together with ckpt=: the checkpoint has its own "
+                f"{key}; leave it out, or train again with it."
+            )
+
+
+def _near(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    choices = ", ".join(sorted(known))
+    return (
+        f": did you mean {close[0]}? (one of {choices})" if close else f": choose one of {choices}"
+    )
+
+
+def explain(error: BaseException) -> str | None:
+    """One sentence for a user's mistake; None for a fault of ours."""
+    import hydra
+    from hydra.errors import HydraException, MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, UserError):
+        return str(error)
+    chain: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and len(chain) < 8:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    for link in chain:
+        if isinstance(link, UserError):
+            return str(link)
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        inside = traceback.extract_tb(error.__traceback__)
+        home = str(Path(hydra.__file__).parent)
+        if inside and inside[-1].filename.startswith(home):  # a word that it did not foresee
+            return f"the command line cannot be understood: {' '.join(str(error).split())}."
+        return None
+    if isinstance(error, MissingConfigException):
+        missing = str(error.missing_cfg_file or "")
+        if missing.startswith("hydra/launcher/"):
+            return f"the launcher {missing[15:]} is not there: pip install geodl[launchers]."
+        group, _, name = missing.partition("/")
+        options: list[str] = []
+        if group:
+            folder = config_dir() / group
+            found = folder.rglob("[!_]*.yaml")
+            options = sorted(str(p.relative_to(folder).with_suffix("")) for p in found)
+        if options:
+            return f"{group or 'config'}={name} does not exist{_near(name, options)}."
+        return f"{group or 'config'}={name} does not exist: see geodl mode=list."
+    texts = [" ".join(str(link).split()) for link in chain]
+    for text in texts:
+        if match := re.search(r"Key '([^']+)' (?:is )?not in (?:struct|')", text):
+            key = match.group(1)
+            full = re.search(r"full_key: (\S+)", text)
+            where = full.group(1) if full else key
+            return (
+                f"{where} is not an option{_suggest(where)}; the listing in configs/ has them all."
+            )
+        if match := re.search(r"Could not override '([^']+)'", text):
+            return f"{match.group(1)} is not an option{_suggest(match.group(1))}."
+        if match := re.search(r"Could not find '([^']+)'", text):
+            return f"{match.group(1)} does not exist: see geodl mode=list."
+    return next((t for t in texts if t), type(error).__name__).split(" full_key:")[0]
+
+
+def _suggest(key: str) -> str:
+    """The closest key of the default config."""
+    try:
+        import yaml
+
+        *parents, last = key.split(".")
+        known: set[str] = set()
+        if parents:
+            for path in (config_dir() / parents[0]).glob("*.yaml"):
+                known |= set(cast("dict[str, Any]", yaml.safe_load(path.read_text()) or {}))
+        else:
+            known = set(yaml.safe_load((config_dir() / "run.yaml").read_text()))
+            known |= {p.name for p in config_dir().iterdir() if p.is_dir()}
+        close = difflib.get_close_matches(last, [str(k) for k in known], 1, 0.6)
+        return f": did you mean {'.'.join([*parents, close[0]])}?" if close else ""
+    except OSError:
+        return ""

@@ -1,0 +1,168 @@
+"""Sweeps: jobs by Hydra's launchers, each in a process of its own, and what became of them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from geodl.runs import record
+from geodl.runs.mistakes import explain, validate
+
+log = logging.getLogger("geodl")
+
+
+@contextlib.contextmanager
+def board(outputs: Path) -> Generator[list[dict[str, Any]]]:
+    """What becomes of a sweep's jobs: each leaves one line in a file, in whatever process or on
+    whatever machine it runs; the list is filled at the end. A launcher that gives up on a job (out
+    of time, say) takes nothing from the others."""
+    board = outputs.expanduser().resolve() / ".hydra" / f"sweep-{os.getpid()}.jsonl"
+    board.unlink(missing_ok=True)
+    os.environ["GEODL_SWEEP"] = str(board)
+    entries: list[dict[str, Any]] = []
+    try:
+        yield entries
+    except Exception as error:
+        if explain(error) is not None or not board.is_file():
+            raise
+        log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+        entries.append({"job": "the launcher", "status": "failed"})
+    finally:
+        if board.is_file():
+            entries[:0] = [json.loads(line) for line in board.read_text().splitlines()]
+        board.unlink(missing_ok=True)
+
+
+def launch(jobs: list[list[str]], words: list[str], outputs: Path) -> list[dict[str, Any]]:
+    """Run jobs, each a list of overrides, by Hydra's launcher (whichever ``words`` choose); what
+    became of them. Only inside a command line of geodl."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext, RunMode
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    config = hydra.compose_config("run", overrides=words, run_mode=RunMode.MULTIRUN)
+    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=sweep_job, config=config
+    )
+    with board(outputs) as entries:
+        launcher.launch(jobs, 0)
+    return entries
+
+
+def sweep_job(cfg: Any) -> None:
+    """One job of a sweep: skipped here, or run in a process of its own, so that a crash stays its
+    own. It never raises: the sweep goes on, and the summary tells."""
+    from hydra.core.hydra_config import HydraConfig
+
+    overrides = list(HydraConfig.get().overrides.task)
+    entry: dict[str, Any] = {"job": " ".join(overrides)}
+    try:
+        validate(cfg)
+        folder = record.run_folder(cfg) if cfg.mode == "train" else None
+        if cfg.mode == "train" and not cfg.force and record.skipped(cfg):
+            done = record.finished(cfg)
+            assert done is not None
+            entry |= {"status": "skipped", "where": str(done[0]), "eval": record.headlines(done[1])}
+        else:
+            resumed = folder is not None and (folder / "last.ckpt").is_file() and not cfg.force
+            sys.stderr.write(f"\n== {entry['job']}\n")
+            command = [sys.executable, "-m", "geodl", *overrides]
+            with gpu(cfg) as device:
+                environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
+                done = subprocess.run(command, env=environment | device, preexec_fn=die_along)
+                code = done.returncode
+            if code in (-2, 130):
+                raise KeyboardInterrupt
+            entry["status"] = "failed" if code else "resumed" if resumed else "done"
+            result = record.read_result(folder) if folder else None
+            if result:
+                entry |= {"where": str(folder), "eval": record.headlines(result)}
+    except Exception as error:
+        entry |= {"status": "failed"}
+        sys.stderr.write(f"geodl: {explain(error) or traceback.format_exc()}\n")
+    board = Path(os.environ["GEODL_SWEEP"])
+    board.parent.mkdir(parents=True, exist_ok=True)
+    with board.open("a") as stream:
+        stream.write(json.dumps(entry) + "\n")
+
+
+def die_along() -> None:
+    """In a new process: to be killed with the one that started it (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+
+
+@contextlib.contextmanager
+def gpu(cfg: Any) -> Generator[dict[str, str]]:
+    """A GPU that no other job of this machine has, as environment; waits for one to be free."""
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+        shown = ",".join(map(str, range(count)))
+    devices = [d for d in shown.split(",") if d]
+    if str(cfg.trainer.accelerator) not in ("gpu", "cuda", "auto") or len(devices) < 2:
+        yield {}
+        return
+    from filelock import FileLock, Timeout
+
+    folder = Path(cfg.paths.outputs).expanduser() / ".hydra"
+    folder.mkdir(parents=True, exist_ok=True)
+    while True:
+        for device in devices:
+            lock = FileLock(folder / f"device-{device}-{platform.node()}.lock")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            try:
+                yield {"CUDA_VISIBLE_DEVICES": device}
+            finally:
+                lock.release()
+            return
+        time.sleep(1.0)
+
+
+def summary(entries: list[dict[str, Any]]) -> int:
+    """Print what became of the jobs; how many failed."""
+    if not entries:
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    tests = list(dict.fromkeys(name for e in entries for name in e.get("eval", {})))
+    table = Table(title=None)
+    for column in ("job", "status", *tests):
+        table.add_column(column, justify="left" if column in ("job", "status") else "right")
+    for e in entries:
+        scores = [f"{e['eval'][t]:.3f}" if t in e.get("eval", {}) else "" for t in tests]
+        table.add_row(e["job"], e["status"], *scores)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    console.print(table)
+    places = [e["where"] for e in entries if "where" in e]
+    if places:
+        console.print("results and pictures:", highlight=False)
+        for place in dict.fromkeys(places):
+            inside = Path(place, "figures")
+            console.print(
+                f"  {inside if inside.is_dir() else place}", highlight=False, soft_wrap=True
+            )
+    counts = {
+        s: sum(e["status"] == s for e in entries) for s in ("done", "skipped", "resumed", "failed")
+    }
+    console.print(", ".join(f"{n} {s}" for s, n in counts.items()))
+    return counts["failed"]

@@ -1,0 +1,243 @@
+"""``mode=train``: train, or resume, or only evaluate what is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Generator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from geodl.atomic import atomic
+from geodl.data.loaders import Loaders
+from geodl.errors import UserError
+from geodl.runs import record
+from geodl.runs.build import (
+    Parts,
+    allow,
+    build_data,
+    build_many,
+    build_task,
+    device,
+    make,
+)
+from geodl.runs.checkpoint import check_format, initialise, load_weights
+from geodl.runs.evaluate import evaluate_run
+from geodl.runs.history import History, Saver
+from geodl.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig) -> str:
+    """Train, or resume, or only evaluate what is missing; then write figures and result.json."""
+    folder = record.run_folder(cfg)
+    record.make_folder(folder)
+    with _alone(folder):
+        result = record.read_result(folder)
+        if cfg.force or not (result and result.get("status") == "done"):
+            _train(cfg, folder)
+        try:
+            return evaluate_run(cfg, folder)
+        except Exception:  # the training is done; what its evaluation died of stays on record
+            result = record.read_result(folder) or {}
+            record.write_json(
+                folder / "result.json", result | {"traceback": traceback.format_exc()}
+            )
+            raise
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Generator[None]:
+    """The folder for this process alone, when another one is through with it."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s is being trained by another process: waiting for it", folder)
+        lock.acquire()
+    try:
+        for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
+            part.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def _train(cfg: DictConfig, folder: Path) -> None:
+    started = time.time()
+    config = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    if cfg.force:
+        for name in ("last.ckpt", "best.ckpt", "metrics.csv", "result.json"):
+            (folder / name).unlink(missing_ok=True)
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    result: dict[str, Any] = {
+        "format": record.FORMAT,
+        "status": "running",
+        "hash": record.run_hash(cfg),
+        "seed": cfg.seed,
+        "config": record.identity(cfg),
+        **record.provenance(),
+    }
+    record.write_json(folder / "result.json", result)
+    history: History | None = None
+    try:
+        source = build_data(cfg)
+        source.all_splits()
+        task = build_task(cfg, source.spec)
+        parts = Parts(cfg, source, task)
+        loaders, tests = parts.loaders(), parts.tests(list(cfg.test))
+        if cfg.select == "val" and not loaders.has("val"):
+            raise UserError(f"select=val, but {source.name} has no val split: use select=last.")
+        report = loaders.prepare()
+        log.info("%s", report)
+        _log_mended(report.mended)
+        for name, chosen in tests.items():  # a change that cannot be is better known now
+            loaders.try_change(str(cfg.test[name].split), chosen)
+        result |= {
+            "protocol": source.spec.protocol,
+            "split_checksum": source.split_checksum(),
+            "metrics": {n: asdict(m) for n, m in task.metrics.items()},
+            "shapes": {s: len(loaders.items(s)) for s in source.all_splits()},
+            "mended": len(report.mended),
+            "dropped": report.dropped,
+            "parameters": sum(p.numel() for p in task.parameters()),
+        }
+        if cfg.weights:
+            task.load_strict(task.translate(load_weights(cfg.weights)), cfg.weights)
+        if cfg.init:
+            initialise(task, cfg.init)
+        meta = {
+            "format": record.FORMAT,
+            "config": config,
+            "spec": source.spec.to_plain(),
+            "preprocess": source.preprocess.to_plain(),
+        }
+        history = History(folder, meta, cfg.select)
+        _fit(cfg, task, loaders, folder, history)
+        epochs = len(history.rows)
+        last = history.rows[-1] if history.rows else {}
+        result |= {
+            "status": "done",
+            "epochs": epochs,
+            "seconds": round(history.seconds, 2),
+            "seconds_per_epoch": round(history.seconds / max(1, epochs), 3),
+            "peak_memory_mb": record.peak_memory_mb(),
+            "select": cfg.select,
+            "best_epoch": history.best_epoch if cfg.select != "last" else None,
+            "device": str(device(cfg)),
+            "threads": torch.get_num_threads(),
+            "train": {k: v for k, v in last.items() if k.startswith("train/")},
+            "val": {k: v for k, v in last.items() if k.startswith("val/")},
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "eval": {},
+        }
+        record.write_json(folder / "result.json", result)
+    except BaseException as error:
+        result |= {
+            "status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+            "seconds": round(time.time() - started, 2),
+            "traceback": traceback.format_exc(),
+        }
+        record.write_json(folder / "result.json", result)
+        raise
+
+
+def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: History) -> None:
+    device(cfg)
+    if "lr_monitor" in cfg.callbacks and not cfg.logger:
+        raise UserError("callbacks=lr_monitor needs logger=wandb or tensorboard.")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = L.Trainer(
+        **{str(k): v for k, v in cfg.trainer.items()},
+        max_epochs=cfg.epochs,
+        default_root_dir=folder,
+        callbacks=[
+            history,
+            *_progress(),
+            *build_many("callbacks", cfg.callbacks, allow(cfg)),
+            Saver(history),
+        ],
+        logger=make("logger", cfg.logger, allow=allow(cfg))() if cfg.logger else False,
+        enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        reload_dataloaders_every_n_epochs=1,
+        log_every_n_steps=1,
+    )
+    last = folder / "last.ckpt"
+    resume = last if last.is_file() else None
+    if resume:
+        check_format(torch.load(resume, map_location="cpu", weights_only=True), resume)
+        log.info("resuming %s", resume)
+    else:
+        task.fit(loaders.batches("train"))
+    if cfg.epochs == 0 or not any(p.requires_grad for p in task.parameters()):
+        with atomic(last) as part:  # nothing to train, but a checkpoint all the same
+            torch.save({"state_dict": task.state_dict(), "geodl": history.meta}, part)
+        history.write_csv()
+        return
+    with warnings.catch_warnings():
+        # Facts about loaders and loggers that are choices here.
+        for text in (
+            ".*num_workers.*",
+            ".*does not have many workers.*",
+            ".*no `val.*",
+            ".*litlogger.*",
+            ".*is not compiled.*",
+            ".*tensorboardX.*",
+            ".*`isinstance\\(treespec.*",
+        ):
+            warnings.filterwarnings("ignore", message=text)
+        warnings.filterwarnings("ignore", message=".*Sparse.*", category=UserWarning)
+        try:
+            trainer.fit(task, datamodule=loaders, ckpt_path=resume, weights_only=True)
+        except SystemExit:  # what Lightning makes of Ctrl-C
+            if trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        except (ValueError, RuntimeError) as error:
+            raise _explained(error) from error
+    history.write_csv()
+
+
+def _explained(error: Exception) -> Exception:
+    """Faults of a configuration that only training shows, in the user's words."""
+    text = str(error)
+    if "Expected more than 1 value per channel" in text:
+        return UserError(
+            "BatchNorm needs two shapes in a training batch: set batch_size=2 or more, or add "
+            "shapes."
+        )
+    if "Early stopping conditioned on metric" in text:
+        return UserError(
+            "callbacks=early_stopping watches val/acc, but this data set has no val split: leave "
+            "it out, or set callbacks.early_stopping.monitor=train/acc."
+        )
+    return error
+
+
+def _progress() -> list[L.Callback]:
+    if not sys.stderr.isatty():
+        return []
+    from lightning.pytorch.callbacks import RichProgressBar
+
+    return [RichProgressBar(leave=False)]
+
+
+def _log_mended(mended: dict[str, str]) -> None:
+    removed = {k: v for k, v in mended.items() if "removed" in v}
+    if removed:
+        name, what = next(iter(removed.items()))
+        log.info("repaired %d meshes, e.g. %s: %s (all: mode=prepare)", len(removed), name, what)
