@@ -172,20 +172,22 @@ def count(encoder, classes):
     return own + encoder.channels * classes + classes  # the task's head
 
 
-def test_parameters_are_the_authors():
-    spec16 = DataSpec(classes=tuple(map(str, range(16))), parts=tuple(map(str, range(50))))
-    tnets = {"input_tnet": True, "feature_tnet": True}
-    assert count(PointNet(3, SPEC, "whole", **tnets), 40) == 3_471_473
-    assert count(PointNet(3, spec16, "vertex", use_category=True, **tnets), 50) == 8_342_395
-    for width, channels, out, classes, total in (
-        (64, 16, "whole", 30, 118_750),
-        (64, 3, "whole", 30, 117_918),
-        (128, 16, "face", 8, 464_008),
-        (128, 3, "face", 8, 462_344),
-        (128, 3, "vertex", 260, 494_852),
-    ):
-        assert count(DiffusionNet(channels, SPEC, out, width=width), classes) == total
-    assert count(FlatMLP(3, SPEC, "whole", points=1024), 40) == 1_714_984
+COUNTS = [
+    (cls, c) for cls in dict.fromkeys(cls for cls, _ in ENCODERS.values()) for c in cls.counts
+]
+
+
+def test_how_many_counts_there_are():
+    assert len(COUNTS) >= 8
+
+
+@pytest.mark.parametrize(
+    ("cls", "known"), COUNTS, ids=lambda x: x.__name__ if isinstance(x, type) else str(x.total)
+)
+def test_parameters_are_the_authors(cls, known):
+    spec = DataSpec(classes=tuple(map(str, range(16))), parts=tuple(map(str, range(50))))
+    encoder = cls(known.in_channels, spec, known.out, **known.options)
+    assert count(encoder, known.classes) == known.total
 
 
 def test_the_identity_is_where_tnets_start(shapes):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
@@ -34,6 +34,17 @@ class Encoding:
         return value
 
 
+class Count(NamedTuple):
+    """Parameters of the authors' network: with these options, channels in, output, and classes or
+    parts (the last linear layer, which is the task's head here, is part of it)."""
+
+    total: int
+    options: Mapping[str, Any]
+    in_channels: int
+    out: Out
+    classes: int
+
+
 class Encoder(nn.Module):
     """Base of all architectures.
 
@@ -45,6 +56,7 @@ class Encoder(nn.Module):
         outputs: the values of ``out`` it can answer.
         registered: whether it takes shapes in vertex correspondence with the template only.
         small: options of a network that takes no time: for tests and first looks.
+        counts: numbers of parameters of the authors' networks, which the tests compare with.
         learns: whether it has weights; without them a task's head stands aside.
         symmetries: what its output does not depend on ("permutation", "rotation", "translation"),
             declared here and tested for every encoder; rotation is understood for features that
@@ -58,6 +70,7 @@ class Encoder(nn.Module):
     symmetries: ClassVar[frozenset[str]] = frozenset({"permutation"})
     registered: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    counts: ClassVar[tuple[Count, ...]] = ()
     learns: ClassVar[bool] = True
     categories: int = 0  # classes that it must be told apart from the shape, if any
     channels: int

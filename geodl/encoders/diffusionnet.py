@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geodl.encoders.base import Encoder, Encoding
+from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Out, Spectrum
@@ -219,6 +219,13 @@ class DiffusionNet(Encoder):
     """
 
     small = MappingProxyType({"width": 16, "blocks": 2, "k_eig": 64})
+    counts = (
+        Count(118_750, {"width": 64}, 16, "whole", 30),
+        Count(117_918, {"width": 64}, 3, "whole", 30),
+        Count(464_008, {}, 16, "face", 8),
+        Count(462_344, {}, 3, "face", 8),
+        Count(494_852, {}, 3, "vertex", 260),
+    )
     symmetries = frozenset({"permutation", "rotation", "translation"})
 
     def __init__(

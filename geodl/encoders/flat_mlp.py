@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from geodl.encoders.base import Encoder, Encoding
+from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
 from geodl.nn.mlp import mlp
 from geodl.shape import ShapeBatch
@@ -30,6 +30,7 @@ class FlatMLP(Encoder):
     """
 
     outputs = ("whole",)
+    counts = (Count(1_714_984, {}, 3, "whole", 40),)
     small = MappingProxyType({"points": 64})
     symmetries = frozenset()
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geodl.encoders.base import Encoder, Encoding
+from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
 from geodl.nn.mlp import mlp
 from geodl.shape import ShapeBatch
@@ -70,6 +70,16 @@ class PointNet(Encoder):
     """
 
     small = MappingProxyType({"points": None})
+    counts = (
+        Count(3_471_473, {"input_tnet": True, "feature_tnet": True}, 3, "whole", 40),
+        Count(
+            8_342_395,
+            {"input_tnet": True, "feature_tnet": True, "use_category": True},
+            3,
+            "vertex",
+            50,
+        ),
+    )
 
     def __init__(
         self,
