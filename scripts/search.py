@@ -29,13 +29,13 @@ from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from geodl.runs import record
+from geodl.runs.build import task_class
 from geodl.runs.compose import compose
 from geodl.errors import UserError
 from geodl.runs.mistakes import explain
 from geodl.runs.sweep import die_along
 
 SPAN = re.compile(r"(range|log|int)\(([^,]+),([^,]+)\)")
-MAXIMISED = ("acc", "miou", "auc", "exact", "cover")
 
 
 class Failed(Exception):
@@ -140,15 +140,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("words", nargs="+", help="words of geodl; those that offer a choice vary")
     parser.add_argument("--trials", type=int, default=20, help="in all, with those before")
-    parser.add_argument("--metric", default="val/acc", help="a column of metrics.csv")
+    parser.add_argument("--metric", help="a column of metrics.csv; default: val, the headline one")
     parser.add_argument("--name", default="search", help="of the study")
     parser.add_argument("--seed", type=int, default=0, help="of the sampler")
     given = parser.parse_args()
     if not any(map(is_space, given.words)):
         raise UserError("no word offers a choice: write optim.lr=log(1e-4,1e-2), for example.")
+    fixed = [w for w in given.words if not is_space(w)]
+    metrics = task_class(compose(fixed)).metrics
+    if given.metric is None:
+        given.metric = f"val/{[n for n, m in metrics.items() if m.headline][-1]}"
     place = Path("outputs/search")
     place.mkdir(parents=True, exist_ok=True)
-    direction = "maximize" if given.metric.endswith(MAXIMISED) else "minimize"
+    known = metrics.get(given.metric.split("/")[-1])
+    direction = "maximize" if known and known.better == "more" else "minimize"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
         study_name=given.name,

@@ -135,12 +135,20 @@ def test_losses_vanish_at_the_true_map(cache):
     names = ("orthogonality", "commutativity", "supervised")
     task = matching("task.k=15", *(f"task.losses.{n}=1" for n in names))
     prediction = task.predict(batch)
-    wrong = {k: float(v) for k, v in task.losses(prediction, batch).items()}
     prediction.output = task.true_maps(batch)
-    for name, value in task.losses(prediction, batch).items():
-        assert value < 1e-5 < wrong[name] + 1e-4, name
-    both = matching("task.k=15", "task.losses.bijectivity=1")
-    assert both.losses(both.predict(batch), batch)["bijectivity"] >= 0
+    right = task.losses(prediction, batch)
+    prediction.output = torch.roll(prediction.output, 1, dims=1)  # every function the next one's
+    wrong = task.losses(prediction, batch)
+    for name in names:
+        assert right[name] < 1e-5, name
+        assert name == "orthogonality" or wrong[name] > 1e-3, name
+    prediction.output = 2 * task.true_maps(batch)
+    assert task.losses(prediction, batch)["orthogonality"] > 0.1
+    both = matching("task.k=15", "task.losses.bijectivity=1", "task.losses.supervised=0")
+    forth = both.predict(batch)
+    back = both.predict(GroupBatch(source=batch.target, target=batch.source)).output
+    gap = (back @ forth.output - torch.eye(15)).square().mean()
+    assert both.losses(forth, batch)["bijectivity"] == pytest.approx(float(gap), rel=1e-5)
 
 
 def test_the_categorical_form_names_template_points(cache):

@@ -119,6 +119,11 @@ def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
     return make("task", cfg.task, allow=allowed)(setup=setup)
 
 
+def task_class(cfg: DictConfig) -> type[Task]:
+    """The class of a config's task, which says what its metrics mean."""
+    return cast("type[Task]", _resolve(str(cfg.task._target_), Task, "task", allow(cfg)))
+
+
 def build_many(slot: str, group: Any, allow: tuple[str, ...]) -> list[Any]:
     """The members of a group of which several can be chosen (augment, callbacks)."""
     return [

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
+from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import Checkpoint
 
 from geodl.atomic import atomic
 from geodl.data.loaders import Loaders
+from geodl.errors import UserError
 from geodl.tasks.base import Task, headline
 
 log = logging.getLogger(__name__)
@@ -117,6 +119,30 @@ class History(L.Callback):
         )
         with atomic(self.folder / "metrics.csv") as part:
             part.write_text(text.getvalue())
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Stops when the headline metric on the val split has not become better for ``patience``
+    epochs."""
+
+    def __init__(self, patience: int = 20, min_delta: float = 0.0) -> None:
+        self.given = patience, min_delta
+        super().__init__("val", patience=patience)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        metrics = cast(Task, pl_module).metrics
+        loaders = cast(Loaders, cast(Any, trainer).datamodule)
+        if not loaders.has("val"):
+            raise UserError(
+                f"callbacks=early_stopping watches the val split, but {loaders.source.name} has "
+                "none: leave it out."
+            )
+        # What a val split of registered shapes has is the last of the headlines.
+        name = [n for n, m in metrics.items() if m.headline][-1]
+        mode = "max" if metrics[name].better == "more" else "min"
+        patience, least = self.given
+        super().__init__(f"val/{name}", least, patience, mode=mode, check_on_train_epoch_end=True)
+        super().setup(trainer, pl_module, stage)
 
 
 class Saver(Checkpoint):

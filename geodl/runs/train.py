@@ -220,11 +220,6 @@ def _explained(error: Exception) -> Exception:
             "BatchNorm needs two shapes in a training batch: set batch_size=2 or more, or add "
             "shapes."
         )
-    if "Early stopping conditioned on metric" in text:
-        return UserError(
-            "callbacks=early_stopping watches val/acc, but this data set has no val split: leave "
-            "it out, or set callbacks.early_stopping.monitor=train/acc."
-        )
     return error
 
 
