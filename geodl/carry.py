@@ -11,7 +11,7 @@ from torch import Tensor
 
 from geodl.errors import UserError
 from geodl.ops.geometry import face_vectors, unique_edges, unit
-from geodl.ops.remesh import nearest, surface_nearest
+from geodl.ops.neighbors import nearest, surface_nearest
 from geodl.shape import Shape
 from geodl.spec import LABELS, MESH, Field, item_seed
 
@@ -42,7 +42,7 @@ def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) 
             on = corners[np.arange(len(on)), gap.argmin(1)]
         label = label[torch.from_numpy(on)]
     if landmark is not None:
-        landmark = torch.from_numpy(nearest(pos, old[landmark.numpy()]))
+        landmark = torch.from_numpy(nearest(old[landmark.numpy()], pos))
     return Shape(
         pos=torch.from_numpy(np.asarray(pos, np.float64)),
         face=torch.from_numpy(np.asarray(face, np.int64)),
@@ -96,7 +96,7 @@ def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None
         normal = torch.from_numpy(unit(vectors[chosen])).float()
     ops = shape.ops.without(*MESH)
     if shape.label is not None:
-        carry = torch.from_numpy(nearest(pos.numpy(), elements(shape, label_on)))
+        carry = torch.from_numpy(nearest(elements(shape, label_on), pos.numpy()))
         ops = ops.added({"carry": carry}, {"carry": Field("label", "index", into="vertex")})
     return Shape(
         pos=pos, normal=normal, ops=ops, label=shape.label, category=shape.category, name=shape.name

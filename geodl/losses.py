@@ -8,8 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from geodl.nn.neighbors import ROWS, nearest
+
 Kernel = Literal["current", "varifold"]
-ROWS = 2**18  # entries of a block of pairwise values: 1 MB in single precision, fits in a cache
 
 
 def chamfer(a: Tensor, b: Tensor) -> Tensor:
@@ -18,13 +19,6 @@ def chamfer(a: Tensor, b: Tensor) -> Tensor:
     with torch.no_grad():
         forth, back = nearest(a, b), nearest(b, a)
     return (a - b[forth]).square().sum(1).mean() + (b - a[back]).square().sum(1).mean()
-
-
-def nearest(a: Tensor, b: Tensor) -> Tensor:
-    """For every row of a (n 3) the index (n) of the nearest row of b (m 3); memory O(n + m)."""
-    step = max(1, ROWS // max(1, len(b)))
-    half = 0.5 * b.square().sum(1)
-    return torch.cat([(half - part @ b.T).argmin(1) for part in a.split(step)])
 
 
 def triangles(pos: Tensor, face: Tensor) -> tuple[Tensor, Tensor]:

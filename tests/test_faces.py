@@ -21,8 +21,9 @@ from geodl.data.registered import Registered
 from geodl.data.views import SCAN
 from geodl.decoders.linear import Linear, similarity
 from geodl.errors import UserError
-from geodl.losses import chamfer, inner, nearest, surface_distance, triangles
+from geodl.losses import chamfer, inner, surface_distance, triangles
 from geodl.metrics import SurfaceError, VertexError, to_surface
+from geodl.nn.neighbors import nearest
 from geodl.ops.check import repair
 from geodl.ops.geometry import unique_edges
 from geodl.ops.hierarchy import decimate, pyramid

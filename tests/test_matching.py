@@ -13,12 +13,12 @@ from geodl.data.loaders import Loaders
 from geodl.data.views import Wishes, attach
 from geodl.errors import UserError
 from geodl.metrics import MapError
+from geodl.nn.fmap import from_fmap, functional_map, to_fmap
 from geodl.ops.geodesic import distances, edge_graph
 from geodl.runs.build import build
 from geodl.runs.compose import compose
 from geodl.shape import GroupBatch, Operators, Shape, ShapeBatch
 from geodl.spec import Gradient, Laplacian, Needs, Spectrum
-from geodl.tasks.matching import from_fmap, functional_map, to_fmap
 
 # ---- geodesics ----
 

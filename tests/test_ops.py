@@ -21,7 +21,8 @@ from geodl.ops.geometry import (
 )
 from geodl.ops.gradient import gradient, tangent_frames
 from geodl.ops.laplacian import laplacian
-from geodl.ops.remesh import loop, remesh, simplify, slide, subdivide, surface_nearest
+from geodl.ops.neighbors import surface_nearest
+from geodl.ops.remesh import loop, remesh, simplify, slide, subdivide
 from geodl.ops.spectrum import spectrum
 from geodl.spec import Gradient, Mass, Spectrum
 

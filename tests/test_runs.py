@@ -310,6 +310,27 @@ def test_segmenting_a_folder_of_ones_own(here, encoder, shapes):
     assert len(json.loads((out / "predictions.json").read_text())) == 2
 
 
+def test_matching_two_files_of_ones_own(here, shapes):
+    words = ["task=matching", "data.size=tiny", "features=hks", "features.k=32", "task.k=10"]
+    words += ["encoder=diffusionnet", "encoder.width=8", "encoder.blocks=1", "encoder.k_eig=32"]
+    cfg = compose([*words, "epochs=0", "figures=false", "test=train"])
+    run(cfg)
+    for name, shape in zip("ab", shapes, strict=False):
+        write_off(here / f"{name}.off", shape.pos.numpy(), shape.face.numpy())
+    asked = ["mode=predict", f"ckpt={record.run_folder(cfg)}/last.ckpt"]
+    text = predict(compose([*asked, f"input=[{here}/a.off,{here}/b.off]"]))
+    out = Path("outputs/predict/a-b")
+    found = np.loadtxt(out / "a-b.csv", dtype=int)
+    assert len(found) == len(shapes[1].pos) and found.max() < len(shapes[0].pos)
+    assert "a.off to b.off: a-b.csv" in text and (out / "a-b.png").stat().st_size > 5000
+    import trimesh
+
+    a, b = (trimesh.load(out / f"a-b-{n}.ply", process=False).visual.vertex_colors for n in "ab")
+    assert np.array_equal(b, a[found]), "the source's colours, carried over"
+    with pytest.raises(UserError, match=r"takes 2 shapes at once \(source, target\), but .* 1"):
+        predict(compose([*asked, f"input={here}/a.off"]))
+
+
 def test_loggers_and_early_stopping(here):
     folder = go(
         "epochs=3",
@@ -518,3 +539,36 @@ def test_prepare_reports_and_cleans(here):
     assert not list(Path("c").rglob("*.safetensors"))
     with pytest.raises(UserError, match="clean=spectra is not in the cache"):
         prepare(composed("mode=prepare", "clean=spectra", "paths.cache=c"))
+
+
+def test_help_and_version_train_nothing(tmp_path):
+    for words, found in (
+        ([], "geodl mode=list shows the choices"),
+        (["--help"], "batch_size=16 "),
+        (["--version"], "geodl 0."),
+    ):
+        assert found in geodl(*words, cwd=tmp_path).stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_without_a_terminal_is_aligned(tmp_path):
+    done = geodl(*TINY, "epochs=11", "figures=false", cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.startswith("epoch ")]
+    assert len(lines) == 11 and len(set(map(len, lines))) == 1
+    assert re.match(r"epoch  1/11  train/loss .* train/acc .* val/acc .* s .*0:\d\d left", lines[0])
+    assert "0:00 left" in lines[-1]
+
+
+def test_short_trainings_are_evaluated_with_statistics_of_their_own(here):
+    """BatchNorm's initial statistics made four epochs look like chance."""
+    folder = go("epochs=6", "figures=false", "batch_size=4", "test=[clean,train]")
+    scores = {t: e["scores"]["acc"] for t, e in record.read_result(folder)["eval"].items()}
+    assert scores["train"] > 0.6 and scores["clean"] > 0.3, scores
+
+
+def test_the_number_of_threads_is_said_and_makes_another_run(here):
+    one, two = record.run_hash(composed()), record.run_hash(composed("threads=2"))
+    assert one == record.run_hash(composed("threads=1")) != two
+    folder = go("epochs=1", "figures=false", "threads=2")
+    assert record.read_result(folder)["threads"] == 2
+    torch.set_num_threads(1)

@@ -16,7 +16,8 @@ from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.ops.cache import Arrays, digest
 from geodl.ops.check import repair
-from geodl.ops.remesh import nearest, simplify
+from geodl.ops.neighbors import nearest
+from geodl.ops.remesh import simplify
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
 
@@ -352,7 +353,7 @@ def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cel
     pos, face = simplify(pos, face.astype(np.int64), int(rng.integers(*vertices)))
     mesh = repair(pos, face)
     gap = distances(mesh.pos, bones)
-    landmark = nearest(mesh.pos, surface_points(bones)[visible(name)])
+    landmark = nearest(surface_points(bones)[visible(name)], mesh.pos)
     return {
         "pos": mesh.pos.astype(np.float32),
         "face": mesh.face.astype(np.int32),

@@ -15,7 +15,8 @@ from geodl.errors import UserError
 from geodl.ops import check as checks
 from geodl.ops.cache import Arrays, Cache, digest
 from geodl.ops.geometry import Backend, face_areas
-from geodl.ops.remesh import nearest, simplify
+from geodl.ops.neighbors import nearest
+from geodl.ops.remesh import simplify
 from geodl.shape import Shape
 from geodl.spec import MESH
 
@@ -150,7 +151,7 @@ class Preprocess:
             ]
         landmark = shape.landmark
         if landmark is not None:
-            landmark = torch.from_numpy(nearest(fixed.pos, pos[landmark.numpy()]))
+            landmark = torch.from_numpy(nearest(pos[landmark.numpy()], fixed.pos))
         normal = None if shape.normal is None else shape.normal[torch.from_numpy(fixed.vertex)]
         return shape.replace(
             pos=torch.from_numpy(fixed.pos),

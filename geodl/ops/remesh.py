@@ -11,6 +11,7 @@ from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 
 from geodl.ops.geometry import face_areas, face_vectors, unique_edges, unit
+from geodl.ops.neighbors import surface_nearest
 
 SHAPE_KEPT = 0.3  # what a slide leaves of a triangle's quality
 
@@ -50,23 +51,6 @@ def subdivide(
     ab, bc, ca = mid.T
     children = np.stack([[a, ab, ca], [ab, b, bc], [ca, bc, c], [ab, bc, ca]])
     return np.concatenate([pos, pos[edge].mean(1)]), children.transpose(2, 0, 1).reshape(-1, 3)
-
-
-def nearest(source: NDArray[np.floating], target: NDArray[np.floating]) -> NDArray[np.int64]:
-    """For every row of ``target`` (m 3) the nearest row of ``source`` (n 3)."""
-    return np.asarray(KDTree(source).query(target)[1], np.int64)
-
-
-def surface_nearest(
-    pos: NDArray[np.floating], face: NDArray[np.integer], points: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """For every point (m 3) the face (m) of a mesh that it is nearest to, and where (m 3)."""
-    import igl
-
-    query, vertices = (np.ascontiguousarray(x, np.float64) for x in (points, pos))
-    triangles = np.ascontiguousarray(face, np.int64)
-    _, on, at = igl.point_mesh_squared_distance(query, vertices, triangles)
-    return np.asarray(on, np.int64).reshape(-1), np.asarray(at, np.float64)
 
 
 def _boundary(edge: NDArray[np.int64], face_edge: NDArray[np.int64]) -> NDArray[np.int64]:

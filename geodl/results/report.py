@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 
 from geodl.atomic import atomic
 from geodl.errors import UserError
-from geodl.ops.remesh import nearest, simplify
+from geodl.ops.neighbors import nearest
+from geodl.ops.remesh import simplify
 from geodl.results.reference import factor, reference_dir
 from geodl.results.render import notes, written
 from geodl.runs import record
@@ -277,7 +278,7 @@ def packed(pos: NDArray[Any], face: NDArray[Any], color: NDArray[Any]) -> dict[s
     given = len(pos)
     if len(face) and given > VERTICES:
         small, face = simplify(pos, face, VERTICES)
-        color = color[nearest(pos, small)]
+        color = color[nearest(small, pos)]
         pos = small
     low = pos.min(0)
     size = float(np.ptp(pos, axis=0).max()) or 1.0

@@ -22,7 +22,6 @@ from geodl.errors import UserError
 from geodl.features import Feature
 from geodl.ops.cache import Cache
 from geodl.schedules import Schedule
-from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,8 @@ class NotFinite(UserError):
 class Task(L.LightningModule):
     """Base of all tasks: features -> encoder -> one linear head.
 
-    A subclass sets ``out`` (where it wants the encoding) and ``outputs`` (columns of the head), and
+    A batch is a ShapeBatch, or a GroupBatch for tasks with several ``inputs``. A subclass sets
+    ``out`` (where it wants the encoding) and ``outputs`` (columns of the head), and
     answers ``losses`` and the metric calls.
 
     ``metrics``: what its numbers mean, by name, the headline first; ``inputs``: the names of the
@@ -123,7 +123,7 @@ class Task(L.LightningModule):
 
     # ---- what a subclass answers ----
 
-    def losses(self, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+    def losses(self, prediction: Prediction, batch: Any) -> dict[str, Tensor]:
         """Named losses; their sum is minimised."""
         raise NotImplementedError
 
@@ -131,7 +131,7 @@ class Task(L.LightningModule):
         """Fresh metrics for one split."""
         raise NotImplementedError
 
-    def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
+    def measure(self, meters: Any, prediction: Prediction, batch: Any) -> None:
         """Update the metrics with one batch."""
         raise NotImplementedError
 
@@ -143,7 +143,7 @@ class Task(L.LightningModule):
         """What a number cannot hold: confusion matrix, per-class table."""
         return {}
 
-    def fit(self, loader: Iterable[ShapeBatch]) -> None:
+    def fit(self, loader: Iterable[Any]) -> None:
         """Called once before training with the training batches, without augmentation."""
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
@@ -173,11 +173,11 @@ class Task(L.LightningModule):
 
     # ---- prediction ----
 
-    def predict(self, batch: ShapeBatch) -> Prediction:
+    def predict(self, batch: Any) -> Prediction:
         encoding = self.encoder(self.features(batch), batch)
         return Prediction(self.head(encoding.at(self.out)), encoding.losses)
 
-    def forward(self, batch: ShapeBatch) -> Tensor:
+    def forward(self, batch: Any) -> Tensor:
         return self.predict(batch).output
 
     # ---- training ----
@@ -195,7 +195,7 @@ class Task(L.LightningModule):
         self.loss_sum: dict[str, Tensor] = {}
         self.steps = 0
 
-    def on_train_batch_start(self, batch: ShapeBatch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Every generator starts from (seed, epoch, step): a resumed run draws what an unbroken one
         # would, whatever Lightning drew in between.
         words = [self.seed, self.current_epoch, batch_idx, self.global_rank]
@@ -214,7 +214,7 @@ class Task(L.LightningModule):
             if isinstance(module, BATCH_NORM):
                 module.momentum = max(0.1, 1 / (1 + batch_idx))
 
-    def training_step(self, batch: ShapeBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         prediction = self.predict(batch)
         losses = self.losses(prediction, batch)
         loss = torch.stack(list(losses.values())).sum()
@@ -253,7 +253,7 @@ class Task(L.LightningModule):
     @torch.no_grad()
     def evaluate(
         self,
-        loader: Iterable[ShapeBatch],
+        loader: Iterable[Any],
         precision: Callable[[], Any] | None = None,
         keep: Collection[int] = (),
     ) -> Evaluation:
@@ -288,11 +288,11 @@ class Task(L.LightningModule):
         scores["loss"] = sum(scores.values())
         return Evaluation(scores | self.scores(meters), self.details(meters), shapes, kept)
 
-    def predict_eval(self, batch: ShapeBatch) -> Prediction:
+    def predict_eval(self, batch: Any) -> Prediction:
         """``predict``, with whatever a task does at test time only (voting)."""
         return self.predict(batch)
 
-    def split(self, output: Tensor, batch: ShapeBatch) -> list[Tensor]:
+    def split(self, output: Tensor, batch: Any) -> list[Tensor]:
         """Outputs per shape."""
         if self.out == "whole":
             return list(output.split(1))

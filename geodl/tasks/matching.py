@@ -18,10 +18,11 @@ from geodl.atomic import atomic
 from geodl.data.files import write_ply
 from geodl.data.own import OwnShape
 from geodl.errors import UserError
-from geodl.losses import nearest
 from geodl.metrics import MapError
+from geodl.nn.fmap import from_fmap, functional_map, to_fmap
+from geodl.nn.neighbors import nearest
 from geodl.ops.geodesic import METHODS, Method
-from geodl.shape import GroupBatch, Shape, ShapeBatch
+from geodl.shape import GroupBatch, ShapeBatch
 from geodl.spec import Laplacian, Needs, Points, Spectrum
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 
@@ -159,7 +160,7 @@ class Matching(Task):
             self.memo[batch.names[0]] = rows
         return parts, encoding.losses
 
-    def predict(self, batch: GroupBatch) -> Prediction:  # pyright: ignore
+    def predict(self, batch: GroupBatch) -> Prediction:
         """Functional maps (b k k), or logits of the target's and the source's vertices."""
         a, losses = self.describe(batch.source)
         b, more = self.describe(batch.target)
@@ -179,7 +180,7 @@ class Matching(Task):
         low, high = (s.ops.evals[:, : self.k] for s in (batch.source, batch.target))
         return Prediction(functional_map(a_hat, b_hat, low, high, weight), losses)
 
-    def losses(self, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:  # pyright: ignore
+    def losses(self, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:
         if self.form == "categorical":
             rows = prediction.output
             spots = batch.target.landmark
@@ -258,14 +259,15 @@ class Matching(Task):
     def make_meters(self) -> dict[str, Metric]:
         return {"map": MapError(self.geodesic, self.every, self.normalize, self.cache)}
 
-    def measure(self, meters: Any, prediction: Prediction, batch: GroupBatch) -> None:  # pyright: ignore
+    def measure(self, meters: Any, prediction: Prediction, batch: GroupBatch) -> None:
         if self.training:
             return  # distances on surfaces take too long for every step
+        own = batch.to("cpu")
         pairs = zip(
-            self.maps(prediction, batch), batch.source.unpack(), batch.target.unpack(), strict=True
+            self.maps(prediction, batch), own.source.unpack(), own.target.unpack(), strict=True
         )
         for found, a, b in pairs:
-            meters["map"].update(found.cpu(), cpu(a), cpu(b))
+            meters["map"].update(found.cpu(), a, b)
 
     def scores(self, meters: Any) -> dict[str, float]:
         if not meters["map"].update_called:
@@ -284,7 +286,7 @@ class Matching(Task):
             "geodesic_method": f"{self.geodesic}, every {self.every}",
         }
 
-    def split(self, output: Tensor, batch: GroupBatch) -> list[Tensor]:  # pyright: ignore
+    def split(self, output: Tensor, batch: GroupBatch) -> list[Tensor]:
         return self.maps(Prediction(output), batch.to(output.device))
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
@@ -406,7 +408,7 @@ class Matching(Task):
         return translated
 
 
-# ---- functional maps ----
+# ---- what a map needs of a shape ----
 
 
 def evecs(batch: ShapeBatch, k: int) -> list[Tensor]:
@@ -427,32 +429,3 @@ def spots(batch: ShapeBatch) -> list[Tensor]:
         )
     parts = batch.landmark.split(batch.counts["landmark"])
     return [part - start for part, start in zip(parts, batch.ptr[:-1], strict=True)]
-
-
-def functional_map(a: Tensor, b: Tensor, source: Tensor, target: Tensor, weight: float) -> Tensor:
-    """C (n k k) for coefficients a, b (n k d) and eigenvalues (n k): row i solves
-    (A A^T + weight diag((source_j - target_i)^2)) c_i = A b_i."""
-    gap = (source[:, None, :] - target[:, :, None]).square()  # (n i j)
-    left = (a @ a.mT)[:, None] + weight * torch.diag_embed(gap)
-    right = (a @ b.mT).mT[..., None]  # (n i k 1)
-    return torch.linalg.solve(left, right)[..., 0]
-
-
-def from_fmap(c: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """For every row of b (target) the nearest row of a C^T (source): vertices of the source."""
-    k = c.shape[0]
-    return nearest(b[:, :k], a[:, :k] @ c.T)
-
-
-def to_fmap(found: Tensor, a: Tensor, b: Tensor, mass: Tensor) -> Tensor:
-    """C (k k) of a map from the target's vertices to the source's."""
-    return b.T @ (mass[:, None] * a[found])
-
-
-def cpu(shape: Shape) -> Shape:
-    return shape.replace(
-        pos=shape.pos.cpu(),
-        face=shape.face.cpu(),
-        landmark=None if shape.landmark is None else shape.landmark.cpu(),
-        ops=shape.ops.map(lambda x, _: x.cpu()),
-    )

@@ -20,7 +20,7 @@ from geodl.data.files import write_ply
 from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.metrics import BodyAccuracy, Confusion, PartIoU
-from geodl.ops.remesh import nearest
+from geodl.ops.neighbors import nearest
 from geodl.shape import ShapeBatch
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 from geodl.tasks.classification import balanced, confusion_details
@@ -170,7 +170,7 @@ class Segmentation(Task):
         target = elements(shape.placed, self.out)
         own = part
         if len(part) != len(target):
-            own = part[nearest(elements(shape.seen, self.out), target)]
+            own = part[nearest(target, elements(shape.seen, self.out))]
         pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()
         vertex = viz.on_vertices(viz.palette(len(spec.parts))[own], shape.placed, self.out)
         color = (vertex * 255).astype(np.uint8)
