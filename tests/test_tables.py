@@ -325,14 +325,12 @@ def scores(work):
 def test_a_table_is_launched_written_and_then_skipped(config, words):
     work, done = go(config, *words)
     assert "2 done, 0 skipped, 0 resumed, 0 failed" in done.stdout
-    assert "| points |" in done.stdout and "| (24.2) |" in done.stdout
+    assert re.search(r"│ points +│", done.stdout) and re.search(r"│ +\(24.2\) │", done.stdout)
     for suffix in ("md", "csv", "json", "tex", "png"):
         assert (work / f"outputs/tables/tiny-smoke.{suffix}").stat().st_size > 100
     before = scores(work)
     _, again = go(config, *words)
-    assert (
-        "2 runs, 2 of yours finished" in again.stderr and "done" not in again.stdout.split("| ")[0]
-    )
+    assert "2 runs, 2 of yours finished" in again.stderr and " done" not in again.stdout
     assert scores(work) == before
     assert sorted(p.name for p in work.iterdir()) == ["outputs"]
     assert (work / "outputs/.hydra/submitit").is_dir() == (words[0] == "sweep=processes")

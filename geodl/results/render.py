@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,13 +22,13 @@ def write(data: Mapping[str, Any], folder: Path) -> None:
     for suffix, text in ((".md", markdown(data)), (".csv", as_csv(data)), (".tex", latex(data))):
         with atomic(stem.with_suffix(suffix)) as part:
             part.write_text(text)
-    if _drawn(data):
+    if drawn(data):
         from geodl.viz import tables
 
         getattr(tables, str(data["picture"]))(data, stem.with_suffix(".png"))
 
 
-def _drawn(data: Mapping[str, Any]) -> bool:
+def drawn(data: Mapping[str, Any]) -> bool:
     """Whether there is a picture: a table that asks for one, and has numbers."""
     filled = any(c.get("n") or "yours" in c for r in data["rows"] for c in r["cells"].values())
     return bool(data.get("picture")) and filled
@@ -147,7 +148,7 @@ def markdown(data: Mapping[str, Any]) -> str:
     lines += ["", *(f"- {line}" for line in notes(data)), ""]
     if data.get("picture") == "heatmap":
         lines += [*_changes(data), ""]
-    if _drawn(data):
+    if drawn(data):
         lines += [f"![{data['title']}]({data['file']}.png)", ""]
     for claim in data.get("claims", ()):
         lines += [str(claim).strip(), ""]
@@ -161,6 +162,25 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"Written by `geodl mode=table table={data['name']} budget={data['budget']}`; do not edit.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def in_terminal(data: Mapping[str, Any]) -> str:
+    """The numbers of a table, with what stands below them, for a screen."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    head, rows = grid(data)
+    about = len(head) - 5  # epochs, parameters, seconds, protocol and commit are in the file
+    shown = Table(title=escape(str(data["title"])), title_justify="left")
+    for i, word in enumerate(head[:about]):
+        shown.add_column(escape(word), justify="left" if i == 0 or not word else "right")
+    for row in rows:
+        shown.add_row(*map(escape, row[:about]))
+    console = Console(width=None if sys.stdout.isatty() else 160, file=io.StringIO())
+    console.print(shown)
+    text = cast(io.StringIO, console.file).getvalue()
+    return text + "".join(f"- {line}\n" for line in notes(data))
 
 
 def _where(row: Mapping[str, Any]) -> str:

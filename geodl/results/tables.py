@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from geodl.errors import UserError
 from geodl.results.reference import entries, factor, reference_dir
-from geodl.results.render import markdown, write
+from geodl.results.render import drawn, in_terminal, write
 from geodl.runs import record
 from geodl.runs.compose import composer
 from geodl.runs.sweep import launch, summary
@@ -92,7 +92,9 @@ def table(cfg: DictConfig) -> str:
     data = collect(name, plain, str(cfg.budget), work, reference, yours)
     folder = Path(cfg.paths.outputs).expanduser() / "tables"
     write(data, folder)
-    text = f"{markdown(data)}\n{folder / data['file']}.md"
+    text = (
+        f"{in_terminal(data)}\n{folder / data['file']}.md (.csv .tex .json{' .png' * drawn(data)})"
+    )
     if failed:
         sys.stdout.write(f"{text}\n")
         sys.stderr.write(f"geodl: {failed} of {len(todo)} runs failed; the table has the others\n")

@@ -142,6 +142,7 @@ def summary(entries: list[dict[str, Any]]) -> int:
     if not entries:
         return 0
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     tests = list(dict.fromkeys(name for e in entries for name in e.get("eval", {})))
@@ -150,7 +151,7 @@ def summary(entries: list[dict[str, Any]]) -> int:
         table.add_column(column, justify="left" if column in ("job", "status") else "right")
     for e in entries:
         scores = [f"{e['eval'][t]:.3f}" if t in e.get("eval", {}) else "" for t in tests]
-        table.add_row(e["job"], e["status"], *scores)
+        table.add_row(escape(e["job"]), e["status"], *scores)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
     places = [e["where"] for e in entries if "where" in e]

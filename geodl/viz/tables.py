@@ -35,7 +35,8 @@ def bars(data: Any, path: Path) -> None:
             if found := cell.get("yours") or measured(cell):
                 high, spread = found["mean"], found["std"] or 0.0
                 ax.bar(i + shift, high, width, yerr=spread, color=color, alpha=0.85)
-                ax.text(i + shift, high, f"{high:.1f}", ha="center", va="bottom")
+                above = max(high, cell.get("mean", high))
+                ax.text(i + shift, above, f"{high:.1f}", ha="center", va="bottom")
             if cell.get("n") and "yours" in cell:
                 ends = [i + shift - width / 2, i + shift + width / 2]
                 ax.plot(ends, [cell["mean"]] * 2, "k-", lw=2)
