@@ -9,6 +9,7 @@ A run whose code is in no commit is refused.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from geodl.atomic import atomic
-from geodl.cli.listing import entries
+from geodl.cli.listing import entries as listed
 from geodl.errors import UserError
 from geodl.results import tables
-from geodl.results.reference import add, factor, in_numbers, reference_dir
+from geodl.results.reference import add, entries, factor, in_numbers, reference_dir
 from geodl.results.render import in_words, write, written
 from geodl.results.report import label
 from geodl.runs.compose import config_dir
@@ -115,11 +116,43 @@ def readme(text: str, results: Path) -> str:
     return f"{before}{BLOCK[0]}{lines}\n{BLOCK[1]}{after}"
 
 
+NUMBER = re.compile(r"[\d.]+( %| mm)?(<!--(\w{8}) (\w+) (\w+)-->)")
+
+
+def filled(text: str, reference: Path) -> str:
+    """A page with its numbers brought up to date: each is followed by a comment that names a run,
+    a test set and a metric; the mean over the seeds."""
+
+    def current(match: re.Match[str]) -> str:
+        unit, comment, run, test, metric = match.groups()
+        made = entries(reference, run)
+        scores = [e["eval"][test]["scores"][metric] for e in made if test in e["eval"]]
+        if not scores:
+            raise UserError(f"{comment}: the reference has no such number.")
+        value = factor(made[0]["metrics"][metric]["unit"]) * float(np.mean(scores))
+        return (
+            f"{value:.1f}{unit}{comment}" if unit == " %" else f"{value:.2f}{unit or ''}{comment}"
+        )
+
+    return NUMBER.sub(current, text)
+
+
+def pages(reference: Path) -> dict[Path, str]:
+    """Every page that has numbers of the reference, as it should be."""
+    root = reference.parent.parent
+    home, tour = root / "README.md", root / "docs" / "tour.md"
+    return {
+        reference / "README.md": all_runs(reference),
+        home: filled(readme(home.read_text(), reference), reference),
+        tour: filled(tour.read_text(), reference),
+    }
+
+
 def write_tables(reference: Path) -> None:
     """Every table that has entries, at the budgets that are written already, and "short"."""
     from omegaconf import OmegaConf
 
-    for name, _ in entries(config_dir(), "table"):
+    for name, _ in listed(config_dir(), "table"):
         plain: Any = OmegaConf.to_container(OmegaConf.load(config_dir() / f"table/{name}.yaml"))
         tables.check(name, plain)
         for budget in ("short", "paper"):
@@ -140,10 +173,7 @@ def main(words: list[str]) -> None:
                 if entry := add(result.parent, reference):
                     print(entry)
     write_tables(reference)
-    texts = {reference / "README.md": all_runs(reference)}
-    page = reference.parent.parent / "README.md"
-    texts[page] = readme(page.read_text(), reference)
-    for place, text in texts.items():
+    for place, text in pages(reference).items():
         with atomic(place) as part:
             part.write_text(text)
 

@@ -382,6 +382,15 @@ def test_mistakes_in_words(words, message, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_option_that_an_experiment_chose_is_named_as_its(tmp_path):
+    words = ["experiment=creatures/diffusionnet", "encoder=pointnet"]
+    said = geodl(*words, cwd=tmp_path, code=2).stderr
+    assert "encoder.width: PointNet has no such option" in said
+    assert "(experiment=creatures/diffusionnet sets encoder.width; ~encoder.width leaves" in said
+    said = geodl(*words, "~encoder.width", "+encoder.x=1", cwd=tmp_path, code=2).stderr
+    assert "encoder.x: PointNet has no such option" in said and "experiment=" not in said
+
+
 def test_a_traceback_on_request(tmp_path):
     assert "Traceback" in geodl("seed=abc", "debug=trace", cwd=tmp_path, code=2).stderr
 

@@ -19,9 +19,10 @@ from typing import Any
 
 import geodl
 from geodl.cli import help, listing
+from geodl.errors import UserError
 from geodl.runs import record
 from geodl.runs.compose import config_dir
-from geodl.runs.mistakes import explain, validate
+from geodl.runs.mistakes import explain, validate, with_source
 from geodl.runs.sweep import board, summary, sweep_job
 
 # The function of every mode.
@@ -74,6 +75,10 @@ def _hydra(words: list[str]) -> int:
         def one(cfg: Any) -> None:
             try:
                 run(cfg)
+            except UserError as error:
+                named = UserError(with_source(str(error)))
+                named.__cause__ = error
+                faults.append(named)
             except Exception as error:  # raised again below: Hydra would print lines of its own
                 faults.append(error)
 

@@ -135,6 +135,36 @@ def explain(error: BaseException) -> str | None:
     return next((t for t in texts if t), type(error).__name__).split(" full_key:")[0]
 
 
+def with_source(sentence: str) -> str:
+    """A sentence about an option that the experiment chose, not the user, says so."""
+    from hydra.core.hydra_config import HydraConfig
+
+    option = re.match(r"([a-z]+\.[a-z_.]+)[:=]", sentence)
+    if option is None or not HydraConfig.initialized():
+        return sentence
+    hydra = HydraConfig.get()
+    name = hydra.runtime.choices.get("experiment")
+    given = [re.split(r"[=@]", w.lstrip("+~"))[0] for w in hydra.overrides.task]
+    if not name or option[1] in given or option[1] not in _options_of(f"experiment/{name}"):
+        return sentence
+    return f"{sentence} (experiment={name} sets {option[1]}; ~{option[1]} leaves it out)"
+
+
+def _options_of(config: str) -> set[str]:
+    """The options that a config file sets, those of the files it begins with included."""
+    import yaml
+
+    plain: dict[str, Any] = yaml.safe_load((config_dir() / f"{config}.yaml").read_text()) or {}
+    found: set[str] = set()
+    for word in plain.pop("defaults", []):
+        if isinstance(word, str) and word.startswith("/"):
+            found |= _options_of(word[1:])
+    for key, value in plain.items():
+        inner = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        found |= {key, *(f"{key}.{k}" for k in inner)}
+    return found
+
+
 def _suggest(key: str) -> str:
     """The closest key of the default config."""
     try:
