@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint type clean
+.PHONY: setup demo test lint type docs clean
 
 setup: .venv/.done
 
@@ -26,6 +26,9 @@ lint: setup
 
 type: setup
 	$(BIN)/pyright
+
+docs: setup  ## README, tour, design, results and API as a site, in build/site
+	$(BIN)/python scripts/docs.py
 
 clean:
 	rm -rf .venv build dist outputs/* *.egg-info .pytest_cache .ruff_cache
