@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from geodl.errors import UserError
-from geodl.results import render, tables
+from geodl.results import reference, render, tables
 from geodl.runs import record
 from geodl.runs.compose import compose, config_dir
 
@@ -188,6 +188,16 @@ def test_a_heatmap_says_what_every_test_costs(tmp_path, monkeypatch):
         assert f"| a | {change} |" in render.markdown(data)
 
 
+def test_claims_take_their_numbers_from_cells(tmp_path, monkeypatch):
+    plain = PLAIN | {"claims": ["It has {/a/clean} and {/a/turned}."]}
+    collected(tmp_path, monkeypatch)
+    work = tables.jobs(plain, "short")
+    data = tables.collect("small", plain, "short", work, RUNS.parent)
+    assert data["claims"] == ["It has 55.0 and 55.0."]
+    with pytest.raises(UserError, match=r"claim asks for \{/b/clean\}, which has no number"):
+        tables.collect("small", plain | {"claims": ["{/b/clean}"]}, "short", work, RUNS.parent)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -228,6 +238,45 @@ def test_an_entry_of_the_ledger_is_of_one_training(tmp_path, monkeypatch, when, 
     record.to_ledger(folder, RUNS)
     kept = json.loads(entry.read_text())["eval"]
     assert set(kept) == tests and kept["clean"]["scores"]["acc"] == acc
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dirty": True}, "was trained by code that is in no commit"),
+        ({"dirty": None, "commit": None}, "was trained by code that is in no commit"),
+        ({"eval": {"clean": {"dirty": True}}}, r"was evaluated \(clean\) by code"),
+    ],
+)
+def test_code_in_no_commit_gives_the_reference_no_number(tmp_path, change, message):
+    good = {"status": "done", "dirty": False, "commit": "0" * 40, "finished": "2026-01-01"}
+    good["eval"] = {"clean": {"dirty": False}}
+    run = tmp_path / "0123abcd-s0"
+    run.mkdir()
+    (run / "result.json").write_text(json.dumps(good | change))
+    with pytest.raises(UserError, match=message):
+        reference.add(run, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+    (run / "result.json").write_text(json.dumps(good))
+    assert reference.add(run, tmp_path / "results").is_file()
+
+
+def test_yours_stand_beside_the_reference(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = tables.jobs(PLAIN, "short", [f"paths.ledger={tmp_path}/own/runs"])
+    fill(RUNS.parent, [j for j in work if j.row == 0])
+    fill(tmp_path / "own", [j for j in work if j.row == 0 and j.seed == 1], value=0.7)
+    data = tables.collect("small", PLAIN, "short", work, RUNS.parent, tables.yours)
+    cell = data["rows"][0]["cells"]["clean"]
+    assert cell["mean"] == pytest.approx(55) and cell["yours"]["mean"] == pytest.approx(80)
+    rows = render.markdown(data).splitlines()
+    head = next(line for line in rows if line.startswith("|  | "))
+    assert head.startswith("|  | clean | clean, yours | clean, published | clean, difference |")
+    assert any("| 55.00 ± 7.07 (2) | 80.00 (1) | 90 | -35.00 |" in line for line in rows)
+    assert any(
+        line.startswith(",a,clean,55.0") and ",80.0,,1," in line
+        for line in render.as_csv(data).splitlines()
+    )
 
 
 def test_a_metric_that_no_result_has_is_named(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -242,7 +243,8 @@ def collect(
             seeds = ",".join(str(job.seed) for job in mine)
             rows[-1]["command"] = " ".join([*words, f"seed={seeds}"])
     short = budget == "short"
-    kept = ("about", "source", "evidence", "picture", *(["claims"] if short else []))
+    claims = [_claim(name, str(c), rows) for c in plain.get("claims", ())] if short else []
+    kept = ("about", "source", "evidence", "picture")
     return {
         "name": name,
         "title": plain["title"] if short else f"{plain['title']} (budget {budget})",
@@ -250,9 +252,28 @@ def collect(
         "budget": budget,
         "overrides": (plain.get("budgets") or {}).get(budget) or [],
         **{k: plain[k] for k in kept if plain.get(k)},
+        **({"claims": claims} if claims else {}),
         "columns": [str(c["name"]) for c in plain["columns"]],
         "rows": rows,
     }
+
+
+def _claim(table: str, text: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A claim with its numbers: ``{section/row/column}`` is what that cell of the reference costs
+    against the standard column, or its value where there is nothing to compare with."""
+
+    def number(match: re.Match[str]) -> str:
+        section, name, column = match.groups()
+        for row in rows:
+            if row["name"] == name and section in row.get("section", ""):
+                cell = row["cells"].get(column, {})
+                if "change" in cell:
+                    return str(cell["change"]).removeprefix("x")
+                if "mean" in cell:
+                    return f"{cell['mean']:.{1 if cell['unit'] == '%' else 2}f}"
+        raise UserError(f"table/{table}.yaml: a claim asks for {match[0]}, which has no number.")
+
+    return re.sub(r"\{([^/{}]*)/([^/{}]+)/([^/{}]+)\}", number, text)
 
 
 Found = Sequence[tuple[Mapping[str, Any], DictConfig | None]]
