@@ -298,22 +298,27 @@ class ShapeBatch:
             return list(parts)
         return [_shifted(p, f, s, -1) for p, s in zip(parts, _starts(self.counts), strict=True)]
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> ShapeBatch:
-        own = {n: None if (x := getattr(self, n)) is None else function(x) for n in FIELDS}
-        ops = self.ops.map(lambda x, _: function(x))
-        return replace(self, **own, ptr=function(self.ptr), ops=ops, cache={})
+    def map(self, function: Callable[[Tensor, Field], Tensor]) -> ShapeBatch:
+        """The batch with every tensor of its shapes changed by its field."""
+        own = {
+            n: None if (x := getattr(self, n)) is None else function(x, f)
+            for n, f in FIELDS.items()
+        }
+        return replace(self, **own, ops=self.ops.map(function))
+
+    def _moved(self, function: Callable[[Tensor], Tensor]) -> ShapeBatch:
+        return replace(self.map(lambda x, _: function(x)), ptr=function(self.ptr), cache={})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ShapeBatch:
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+        return self._moved(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> ShapeBatch:
-        return self._map(lambda x: x if x.is_sparse else x.pin_memory())
+        return self._moved(lambda x: x if x.is_sparse else x.pin_memory())
 
     def rotated(self, rotation: Tensor) -> ShapeBatch:
         """The batch turned by one rotation (3 3); operators are intrinsic and stay."""
         rotation = rotation.to(self.pos)
-        normal = None if self.normal is None else self.normal @ rotation.T
-        return replace(self, pos=self.pos @ rotation.T, normal=normal)
+        return self.map(lambda x, f: x @ rotation.T if f.turns else x)
 
     # ---- per-shape views and reductions over packed rows (sum of v, c) ----
 

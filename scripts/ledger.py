@@ -21,7 +21,7 @@ from geodl.atomic import atomic
 from geodl.cli.listing import entries as listed
 from geodl.errors import UserError
 from geodl.results import tables
-from geodl.results.reference import add, entries, factor, in_numbers, reference_dir
+from geodl.results.reference import add, entries, factor, in_numbers, over_seeds, reference_dir
 from geodl.results.render import in_words, write, written
 from geodl.results.report import label
 from geodl.runs.compose import config_dir
@@ -56,7 +56,8 @@ def metrics(group: list[dict[str, Any]], test: str) -> str:
     words: list[str] = []
     for name, m in group[0]["metrics"].items():
         if name in scores[0]:
-            words.append(f"{name} {in_numbers([factor(m['unit']) * s[name] for s in scores])}")
+            values = [factor(m["unit"]) * s[name] for s in scores]
+            words.append(f"{name} {in_numbers(over_seeds(values))}")
     return ", ".join(words)
 
 
@@ -65,7 +66,7 @@ def trained(group: list[dict[str, Any]]) -> str:
     for name, m in [*group[0]["metrics"].items(), ("loss", {"unit": "", "headline": True})]:
         values = [r["train"].get(f"train/{name}") for r in group]
         if m["headline"] and None not in values:
-            return f"{name} {in_numbers([factor(m['unit']) * v for v in values])}"
+            return f"{name} {in_numbers(over_seeds([factor(m['unit']) * v for v in values]))}"
     return ""
 
 
@@ -86,8 +87,7 @@ def all_runs(reference: Path) -> str:
         first = group[0]
         for test in first["eval"]:
             made = [r for r in group if test in r["eval"]]
-            dirty = {True: "*", False: "", None: ""}
-            commits = {f"{r['eval'][test]['commit'][:8]}{dirty[r['dirty']]}" for r in made}
+            commits = {tables.commit_of(r, r["eval"][test]) for r in made}
             cells = (
                 first["protocol"],
                 label(first),

@@ -57,16 +57,18 @@ def is_space(word: str) -> bool:
     return bool(SPAN.fullmatch(value)) or ("," in value and not value.startswith("["))
 
 
-def values(folder: Path, metric: str) -> list[float]:
-    """The metric after every epoch so far."""
+def values(folder: Path, columns: list[str]) -> list[float]:
+    """The metric after every epoch so far: the first of these columns that there is."""
     try:
         with (folder / "metrics.csv").open() as stream:
-            return [float(row[metric]) for row in csv.DictReader(stream) if row.get(metric)]
+            rows = list(csv.DictReader(stream))
     except FileNotFoundError:
         return []
+    metric = next((c for c in columns if rows and c in rows[0]), "")
+    return [float(row[metric]) for row in rows if row.get(metric)]
 
 
-def objective(trial: optuna.Trial, words: list[str], metric: str) -> float:
+def objective(trial: optuna.Trial, words: list[str], columns: list[str]) -> float:
     """The best value of one run; pruned when it does not compare, and then stopped."""
     chosen = [
         f"{w.partition('=')[0]}={suggest(trial, *w.split('=', 1))}" if is_space(w) else w
@@ -82,7 +84,7 @@ def objective(trial: optuna.Trial, words: list[str], metric: str) -> float:
     try:
         while True:
             code = process.poll()
-            found = values(folder, metric)
+            found = values(folder, columns)
             for epoch in range(reported, len(found)):
                 trial.report(found[epoch], epoch)
             if len(found) > reported and code is None and trial.should_prune():
@@ -99,7 +101,7 @@ def objective(trial: optuna.Trial, words: list[str], metric: str) -> float:
         raise Failed(f"trial {trial.number} failed: {folder}/result.json says how.")
     if not found:
         raise UserError(
-            f"trial {trial.number} has no {metric}: give --metric one of the columns of "
+            f"trial {trial.number} has no {columns[0]}: give --metric one of the columns of "
             f"{folder}/metrics.csv."
         )
     better = max if trial.study.direction == optuna.study.StudyDirection.MAXIMIZE else min
@@ -148,11 +150,11 @@ def main() -> None:
         raise UserError("no word offers a choice: write optim.lr=log(1e-4,1e-2), for example.")
     fixed = [w for w in given.words if not is_space(w)]
     metrics = task_class(compose(fixed)).metrics
-    if given.metric is None:
-        given.metric = f"val/{[n for n, m in metrics.items() if m.headline][-1]}"
+    columns = [f"val/{name}" for name, m in metrics.items() if m.headline]
+    columns = [given.metric] if given.metric else columns
     place = Path("outputs/search")
     place.mkdir(parents=True, exist_ok=True)
-    known = metrics.get(given.metric.split("/")[-1])
+    known = metrics.get(columns[0].split("/")[-1])
     direction = "maximize" if known and known.better == "more" else "minimize"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
@@ -162,7 +164,7 @@ def main() -> None:
         direction=direction,
         load_if_exists=True,
     )
-    about = {"words": sorted(given.words), "metric": given.metric}
+    about = {"words": sorted(given.words), "metric": columns[0]}
     for key, value in about.items():
         if study.user_attrs.setdefault(key, value) != value:
             raise UserError(
@@ -180,17 +182,15 @@ def main() -> None:
             break
         # A restarted search must not draw the trials of its first start again.
         study.sampler = optuna.samplers.TPESampler(seed=given.seed + len(study.trials))
-        study.optimize(
-            lambda t: objective(t, given.words, given.metric), n_trials=1, catch=(Failed,)
-        )
+        study.optimize(lambda t: objective(t, given.words, columns), n_trials=1, catch=(Failed,))
         last = study.trials[-1]
         failures = failures + 1 if last.state == TrialState.FAIL else 0
         if failures == 3:
             raise UserError("three trials in a row failed: the result.json of their runs say how.")
-        draw(study, given.metric, place / f"{given.name}.png")
+        draw(study, columns[0], place / f"{given.name}.png")
         print(f"trial {last.number}: {last.state.name.lower()}, {last.params}, {last.value}")
     best = study.best_trial
-    print(f"best: {given.metric} {best.value:.4f} with {best.params} ({best.user_attrs['run']})")
+    print(f"best: {columns[0]} {best.value:.4f} with {best.params} ({best.user_attrs['run']})")
     print(place / f"{given.name}.png")
 
 

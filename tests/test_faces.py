@@ -567,6 +567,11 @@ def test_pairs_that_cannot_work_are_refused(overrides, message):
             tiny(*overrides)
 
 
+def test_an_encoder_on_a_template_takes_normals():
+    parts = tiny("features=normals")
+    assert parts.task.encoder.in_channels == 3
+
+
 def test_registered_encoders_refuse_unregistered_training():
     def check(parts):
         parts.loaders()

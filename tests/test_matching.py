@@ -151,6 +151,16 @@ def test_losses_vanish_at_the_true_map(cache):
     assert both.losses(forth, batch)["bijectivity"] == pytest.approx(float(gap), rel=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["supervised", "orthogonality"])
+def test_shapes_without_landmarks_are_refused_whatever_the_loss_reads(cache, loss):
+    pos, face, *_ = bent()
+    shape = shape_of(pos, face, cache, "a").replace(landmark=None)
+    batch = GroupBatch.pack([{"source": shape, "target": shape}])
+    weights = [f"task.losses.{n}={float(n == loss)}" for n in ("supervised", "orthogonality")]
+    with pytest.raises(UserError, match="a has no landmarks: maps go between meshes"):
+        matching("task.k=15", *weights).evaluate([batch])
+
+
 def test_the_categorical_form_names_template_points(cache):
     from dataclasses import replace
 

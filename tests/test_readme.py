@@ -33,7 +33,7 @@ COMPOSED = [words for words in GEODL if "mode=list" not in words and "mode=predi
 
 
 def test_how_many_there_are():
-    assert len(COMMANDS) >= 19 and len(GEODL) >= 16 and len(HERE) >= 9
+    assert len(COMMANDS) >= 19 and len(GEODL) >= 16 and len(HERE) >= 10
 
 
 @pytest.mark.parametrize("words", COMPOSED, ids=" ".join)

@@ -101,6 +101,16 @@ def test_a_diverged_run_and_a_selected_epoch_are_told():
     assert row["model"] == "Net, XYZ, select=test"
 
 
+def test_results_of_an_older_form_are_left_out(tmp_path, caplog):
+    for name, form in (("old", 1), ("new", 2)):
+        (tmp_path / name).mkdir()
+        text = json.dumps({"status": "done", "format": form})
+        (tmp_path / name / "result.json").write_text(text)
+    (tmp_path / "new" / "x").mkdir()
+    (tmp_path / "new" / "x" / "result.json").write_text("{")
+    assert [folder.name for folder, _ in report.finished(tmp_path)] == ["new"]
+
+
 def test_nothing_to_report(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="no finished run in outputs and no table"):

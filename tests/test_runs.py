@@ -107,7 +107,14 @@ def test_a_run_leaves_everything_and_is_skipped_the_second_time(here, capsys):
     again = go("epochs=2", "paths.reference=shared")
     assert (again / "last.ckpt").is_file()
     out = capsys.readouterr().out
+    assert "skipped" not in out
     assert re.search(r"clean: acc \d+.\d\d %, reference .* \(1\): the same numbers", out)
+
+    # force=true trains again, to the same weights.
+    before, when = weights(again), (again / "last.ckpt").stat().st_mtime_ns
+    assert go("epochs=2", "force=true") == again
+    assert "skipped" not in capsys.readouterr().out
+    assert same(weights(again), before) and (again / "last.ckpt").stat().st_mtime_ns > when
 
 
 def test_training_is_deterministic_and_seeds_differ(here):
@@ -325,7 +332,10 @@ def test_matching_two_files_of_ones_own(here, shapes):
     assert "a.off to b.off: a-b.csv" in text and (out / "a-b.png").stat().st_size > 5000
     import trimesh
 
-    a, b = (trimesh.load(out / f"a-b-{n}.ply", process=False).visual.vertex_colors for n in "ab")
+    a, b = (
+        trimesh.load(out / f"a-b-{n}.ply", process=False).visual.vertex_colors
+        for n in ("source", "target")
+    )
     assert np.array_equal(b, a[found]), "the source's colours, carried over"
     with pytest.raises(UserError, match=r"takes 2 shapes at once \(source, target\), but .* 1"):
         predict(compose([*asked, f"input={here}/a.off"]))

@@ -1,4 +1,4 @@
-"""Tables: from a ledger to text, and from the command line to a ledger."""
+"""Tables: from results to text, and from the command line to results."""
 
 import json
 import os
@@ -43,8 +43,8 @@ def test_every_table_composes_with_every_budget(name):
 
 
 @pytest.mark.parametrize("file", WRITTEN, ids=lambda f: f.stem)
-def test_committed_tables_are_what_the_ledger_says(file):
-    """Nobody edits them: .md, .csv and .tex are renderings of .json, and .json of the ledger."""
+def test_committed_tables_are_what_the_reference_says(file):
+    """Nobody edits them: .md, .csv and .tex are renderings of .json, and .json of the runs."""
     data = json.loads(file.read_text())
     for suffix, rendering in (
         (".md", render.markdown),

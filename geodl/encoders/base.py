@@ -92,6 +92,10 @@ class Encoder(nn.Module):
         """Features (n in_channels) on the vertices of the batch -> Encoding with ``out`` filled."""
         raise NotImplementedError
 
+    def rows(self, x: Tensor, batch: ShapeBatch) -> Tensor:
+        """Features (b v c) of shapes that are the template's own mesh (``registered`` encoders)."""
+        raise NotImplementedError
+
     def elements(self, x: Tensor, batch: ShapeBatch) -> Encoding:
         """Vertex rows (n c) as the encoding at ``out``: averaged over the corners of each face or
         the ends of each edge. Where surface samples stand in for vertices (``Points``), every

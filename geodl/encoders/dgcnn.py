@@ -19,7 +19,7 @@ SLOPE = 0.2  # of the leaky ReLU, everywhere
 
 
 def neighbours(x: Tensor, batch: ShapeBatch, k: int) -> Tensor:
-    """The k nearest rows (n k) of every row of x (n c) among those of its own shape, itself first.
+    """The k nearest rows (n k) of every row of x (n c) among those of its own shape.
     Memory: the distances of one shape at a time."""
     found: list[Tensor] = []
     for rows, start in zip(x.detach().split(batch.sizes), batch.ptr.tolist(), strict=False):

@@ -57,10 +57,21 @@ def factor(unit: str) -> float:
     return 100.0 if unit == "%" else 1.0
 
 
-def in_numbers(values: Sequence[float]) -> str:
-    """Mean ± standard deviation (number of seeds): the one place where results are rounded."""
-    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.2f}{spread} ({len(values)})"
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """mean, std and n of some values, none of them rounded; nothing of none."""
+    if not values:
+        return {}
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": spread, "n": len(values)}
+
+
+def in_numbers(found: Mapping[str, Any]) -> str:
+    """``over_seeds`` as text, mean ± standard deviation (number of seeds): the one place where
+    results are rounded."""
+    if not found.get("n"):
+        return ""
+    spread = f" ± {found['std']:.2f}" if found["std"] is not None else ""
+    return f"{found['mean']:.2f}{spread} ({found['n']})"
 
 
 def compared(cfg: DictConfig) -> str:
@@ -90,4 +101,4 @@ def _compared(
         far = "the same numbers as the reference's seed"
     else:
         far = f"{mine - statistics.fmean(values):+.2f}"
-    return f"{test}: {name} {mine:.2f} {unit}, reference {in_numbers(values)}: {far}"
+    return f"{test}: {name} {mine:.2f} {unit}, reference {in_numbers(over_seeds(values))}: {far}"

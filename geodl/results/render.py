@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from geodl.atomic import atomic
+from geodl.results.reference import in_numbers
 from geodl.runs import record
 
 
@@ -38,18 +39,6 @@ def written(folder: Path) -> list[dict[str, Any]]:
     """The tables of a folder, as they were written."""
     found = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     return [t for t in found if isinstance(t, dict) and {"columns", "rows", "file"} <= t.keys()]
-
-
-def number(cell: Mapping[str, Any]) -> str:
-    """mean ± standard deviation (number of seeds)."""
-    if not cell.get("n"):
-        return ""
-    spread = f" ± {cell['std']:.2f}" if cell["std"] is not None else ""
-    return f"{cell['mean']:.2f}{spread} ({cell['n']})"
-
-
-def _yours(cell: Mapping[str, Any]) -> str:
-    return number(cell.get("yours", {}))
 
 
 def _published(cell: Mapping[str, Any]) -> str:
@@ -85,8 +74,8 @@ def grid(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells.append(r["name"])
         for c in data["columns"]:
             cell = r["cells"].get(c, {})
-            cells.append(number(cell))
-            cells += [_yours(cell)] if c in with_yours else []
+            cells.append(in_numbers(cell))
+            cells += [in_numbers(cell.get("yours", {}))] if c in with_yours else []
             cells += [_published(cell)] if c in with_published else []
             gap = cell.get("difference")
             cells += ["" if gap is None else f"{gap:+.2f}"] if c in with_gap else []
@@ -256,7 +245,7 @@ def in_words(data: Mapping[str, Any], folder: str) -> str:
     name = data["columns"][0]
     cells = [(r["name"], r["cells"].get(name, {})) for r in data["rows"]]
     ours = [
-        f"{row} {number(cell)} {cell['unit'] or ''}".rstrip()
+        f"{row} {in_numbers(cell)} {cell['unit'] or ''}".rstrip()
         for row, cell in cells
         if cell.get("n")
     ]

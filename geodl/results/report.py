@@ -103,8 +103,12 @@ def finished(outputs: Path) -> list[tuple[Path, dict[str, Any]]]:
     found: list[tuple[Path, dict[str, Any]]] = []
     for file in sorted(outputs.rglob("result.json")):
         result = record.read_result(file.parent)
-        if result is not None and result.get("status") == "done":
-            found.append((file.parent, result))
+        if result is None or result.get("status") != "done":
+            continue
+        if result["format"] < 2:  # its metrics do not say what they mean
+            log.info("left out: %s is the result of an older geodl", file.parent)
+            continue
+        found.append((file.parent, result))
     return found
 
 

@@ -21,7 +21,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from geodl.errors import UserError
-from geodl.results.reference import entries, factor, reference_dir
+from geodl.results.reference import entries, factor, over_seeds, reference_dir
 from geodl.results.render import drawn, in_terminal, write
 from geodl.runs import record
 from geodl.runs.compose import composer
@@ -308,7 +308,7 @@ def _row(
                 cell["difference"] = cell["mean"] - cell["published"]
         if len(cell) > 1:
             cells[title] = cell
-        commits |= {_commit(r, e) for r, e in _evaluations(theirs, test)}
+        commits |= {commit_of(r, e) for r, e in _evaluations(theirs, test)}
     if plain.get("picture") == "heatmap":
         _compare(cells, str(plain["columns"][0]["name"]))
     first = [r for r, _ in theirs or ours]
@@ -337,7 +337,7 @@ def _evaluations(results: Found, test: str) -> list[tuple[Mapping[str, Any], Map
     ]
 
 
-def _commit(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+def commit_of(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     """The commit of an evaluation; a star where it, or the training, was of code in no commit."""
     dirty = result.get("dirty") or evaluation.get("dirty")
     return f"{str(evaluation['commit'])[:8]}{'*' if dirty else ''}"
@@ -350,11 +350,7 @@ def _statistics(
     scores = [e["scores"] for _, e in _evaluations(results, test)]
     for known in (s for s in scores if metric not in s):
         raise UserError(f"{name} has no metric {metric}: choose {_list(known)}.")
-    values = [factor(unit or "") * float(s[metric]) for s in scores]
-    if not values:
-        return {}
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "std": spread, "n": len(values)}
+    return over_seeds([factor(unit or "") * float(s[metric]) for s in scores])
 
 
 def _compare(cells: dict[str, Any], standard: str) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
-from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import Checkpoint
 
 from geodl.atomic import atomic
@@ -35,6 +34,7 @@ class History(L.Callback):
         self.select = select
         self.best: float | None = None
         self.best_epoch = -1
+        self.value: float | None = None  # the headline of the epoch that just ended; more is better
         self.better = False  # whether the epoch that just ended is the best so far
         self.rows: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -71,16 +71,17 @@ class History(L.Callback):
         if optimizer is not None:
             row["lr"] = float(optimizer.param_groups[0]["lr"])
         split = "test" if self.select == "test" else "val"
-        self.better = False
+        self.better, self.value = False, None
         if (split == "val" and data.has("val")) or self.select == "test":
             context = cast(Any, trainer.strategy.precision_plugin).forward_context
             scores = task.evaluate(data.batches(split), context).scores
             row |= {f"{split}/{k}": v for k, v in scores.items()}
+            name = headline(task.metrics, scores)
+            more = task.metrics[name].better == "more"
+            self.value = scores[name] if more else -scores[name]
             if self.select == split:
-                name = headline(task.metrics, scores)
-                gain = scores[name] - (self.best or 0.0)
-                more = task.metrics[name].better == "more"
-                self.better = self.best is None or (gain if more else -gain) > 0
+                best = self.best if more or self.best is None else -self.best
+                self.better = best is None or self.value > best
                 if self.better:
                     self.best, self.best_epoch = scores[name], trainer.current_epoch
         row["seconds"] = time.perf_counter() - self.clock
@@ -121,28 +122,38 @@ class History(L.Callback):
             part.write_text(text.getvalue())
 
 
-class EarlyStopping(callbacks.EarlyStopping):
-    """Stops when the headline metric on the val split has not become better for ``patience``
-    epochs."""
+class EarlyStopping(L.Callback):
+    """Stops when the headline metric on the val split has not become better for a while.
+
+    Args:
+        patience: epochs.
+        min_delta: by how much better counts.
+    """
 
     def __init__(self, patience: int = 20, min_delta: float = 0.0) -> None:
-        self.given = patience, min_delta
-        super().__init__("val", patience=patience)
+        self.patience, self.min_delta = patience, min_delta
+        self.best: float | None = None
+        self.waited = 0
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        metrics = cast(Task, pl_module).metrics
-        loaders = cast(Loaders, cast(Any, trainer).datamodule)
-        if not loaders.has("val"):
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited = state_dict["best"], state_dict["waited"]
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        callbacks = cast(Any, trainer).callbacks
+        value = next(c for c in callbacks if isinstance(c, History)).value
+        if value is None:
             raise UserError(
-                f"callbacks=early_stopping watches the val split, but {loaders.source.name} has "
-                "none: leave it out."
+                "callbacks=early_stopping watches the val split, but this data set has none: leave "
+                "it out."
             )
-        # What a val split of registered shapes has is the last of the headlines.
-        name = [n for n, m in metrics.items() if m.headline][-1]
-        mode = "max" if metrics[name].better == "more" else "min"
-        patience, least = self.given
-        super().__init__(f"val/{name}", least, patience, mode=mode, check_on_train_epoch_end=True)
-        super().setup(trainer, pl_module, stage)
+        self.waited += 1
+        if self.best is None or value > self.best + self.min_delta:
+            self.best, self.waited = value, 0
+        if self.waited >= self.patience:
+            trainer.should_stop = True
 
 
 class Saver(Checkpoint):

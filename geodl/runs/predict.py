@@ -40,6 +40,8 @@ def predict(cfg: DictConfig) -> str:
     stems = ["-".join(record.valid_name(f.stem) for f in group) for group in groups]
     if len(set(stems)) < len(stems):  # a.off and a.obj
         stems = ["-".join(record.valid_name(f.name) for f in group) for group in groups]
+    if len(set(stems)) < len(stems):  # one/a.off and two/a.off
+        stems = [f"{i}-{stem}" for i, stem in enumerate(stems)]
     try:
         rows = [task.write(s, target / stem) for s, stem in zip(shapes, stems, strict=True)]
     except UserError:
@@ -84,7 +86,8 @@ def _grouped(files: list[Path], task: Task) -> list[list[Path]]:
 
 def _title(given: Any, groups: list[list[Path]]) -> str:
     if isinstance(given, ListConfig):
-        return "-".join(file.stem for file in groups[0])
+        names = [file.stem for group in groups for file in group]
+        return "-".join(names[:4]) + (f"-and-{len(names) - 4}-more" if len(names) > 4 else "")
     return Path(given).expanduser().resolve().stem
 
 

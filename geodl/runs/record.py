@@ -142,9 +142,17 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """A run's result.json, or None if there is none that can be read."""
+    return read_json(folder / "result.json")
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """What a file holds, or None if there is none; one that cannot be read is named."""
     try:
-        return json.loads((folder / "result.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # no JSON, or no text at all
+        log.warning("%s cannot be read (%s): taken as absent", file, error)
         return None
 
 
@@ -163,8 +171,8 @@ def finished(cfg: DictConfig) -> tuple[Path, dict[str, Any]] | None:
         found.append((folder, result))
     if cfg.paths.ledger:
         entry = Path(cfg.paths.ledger, f"{folder.name}.json").expanduser()
-        if entry.is_file():
-            found.append((entry, json.loads(entry.read_text())))
+        if (known := read_json(entry)) is not None:
+            found.append((entry, known))
     return min(found, key=lambda f: len(missing_tests(cfg, f[1])), default=None)
 
 
@@ -175,7 +183,7 @@ def skipped(cfg: DictConfig) -> bool:
         return False
     where, result = done
     if missing := missing_tests(cfg, result):
-        if where.is_file():
+        if where.is_file() and not (run_folder(cfg) / "last.ckpt").is_file():
             tests = ",".join(missing)
             log.info("the ledger has no test=%s for this run, and not its weights: training", tests)
         return False
@@ -207,7 +215,7 @@ def to_ledger(folder: Path, ledger: Path) -> Path | None:
     result.pop("traceback", None)
     ledger.mkdir(parents=True, exist_ok=True)
     entry = ledger / f"{folder.name}.json"
-    known = json.loads(entry.read_text()) if entry.is_file() else {}
+    known = read_json(entry) or {}
     if known.get("finished") == result["finished"]:
         result["eval"] = {**known["eval"], **result["eval"]}
     if known.get("finished", "") <= result["finished"] and known != result:

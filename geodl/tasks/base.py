@@ -95,6 +95,8 @@ class Task(L.LightningModule):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
+        if not any(m.headline for m in self.metrics.values()):
+            raise TypeError(f"{type(self).__name__}.metrics has no headline")
         if setup.decoder is not None and not self.decodes:
             raise UserError(
                 f"task={type(self).__name__.lower()} has no decoder: leave decoder= out, or choose "

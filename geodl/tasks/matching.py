@@ -181,12 +181,12 @@ class Matching(Task):
         return Prediction(functional_map(a_hat, b_hat, low, high, weight), losses)
 
     def losses(self, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:
+        for shapes in (batch.source, batch.target):
+            spots(shapes)  # refused without landmarks, whatever the loss reads
         if self.form == "categorical":
-            rows = prediction.output
-            spots = batch.target.landmark
-            assert spots is not None
+            rows, marks = prediction.output, batch.target.landmark
             names = torch.arange(self.outputs, device=rows.device).repeat(len(batch))
-            return {"cross_entropy": F.cross_entropy(rows[spots], names)}
+            return {"cross_entropy": F.cross_entropy(rows[marks], names)}
         c = prediction.output
         found: dict[str, Tensor] = {}
         eye = torch.eye(self.k, device=c.device)
@@ -346,8 +346,8 @@ class Matching(Task):
             found = self.maps(self.predict(batch), batch)[0].cpu().numpy()
         source, target = shapes
         color = viz.position_color(source.placed.pos.numpy())
-        for shape, own in ((source, color), (target, color[found])):
-            file = place.with_name(f"{place.name}-{Path(shape.name).stem}.ply")
+        for name, shape, own in zip(self.inputs, shapes, (color, color[found]), strict=True):
+            file = place.with_name(f"{place.name}-{name}.ply")
             painted = (own * 255).astype(np.uint8)
             write_ply(file, shape.raw.pos.numpy(), shape.raw.face.numpy(), painted)
         with atomic(place.with_name(f"{place.name}.csv")) as part:

@@ -94,6 +94,11 @@ class Reconstruction(Task):
         self.sigma = list(sigma)
         self.normalize = normalize
         self.decoder = setup.decoder(latent=latent, spec=setup.spec)
+        if getattr(self.decoder, "template", None) is None:
+            raise UserError(
+                "task=reconstruction needs a decoder to a template's vertices, which "
+                f"{type(self.decoder).__name__} is not: choose spiral, chebnet, mlp or linear."
+            )
         self.template = self.decoder.template
         self.linear = not self.encoder.learns and self.decoder.projects
         if self.linear:
@@ -152,7 +157,7 @@ class Reconstruction(Task):
         if self.linear:
             return self.decoder.project(self.encoder(x, batch).at("whole")), {}
         if self.encoder.registered:
-            rows = getattr(self.encoder, "rows")(x, batch)  # noqa: B009
+            rows = self.encoder.rows(x, batch)
             x = ((rows - self.mean) / self.scale).flatten(0, 1)
         encoding = self.encoder(x, batch)
         return self.head(encoding.at("whole")), encoding.losses
