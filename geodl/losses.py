@@ -3,7 +3,7 @@ current, varifold)."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -47,7 +47,7 @@ def surface_distance(
 
 def inner(x: Tensor, n: Tensor, y: Tensor, m: Tensor, kind: Kernel, sigma: float) -> Tensor:
     """sum_ij k(x_i, y_j) t(n_i, m_j) for centres x (p 3), y (q 3), area-weighted normals n, m."""
-    return _Inner.apply(x, n, y, m, kind, sigma)  # pyright: ignore[reportReturnType]
+    return cast(Tensor, _Inner.apply(x, n, y, m, kind, sigma))
 
 
 class _Inner(torch.autograd.Function):

@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 
 import argparse
+import importlib
 import time
 import warnings
 from collections.abc import Callable
@@ -139,7 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     sys.path.insert(0, str(options.diffusion_net / "src"))
     warnings.simplefilter("ignore")
-    import diffusion_net  # pyright: ignore[reportMissingImports]
+    diffusion_net = importlib.import_module("diffusion_net")
 
     torch.set_num_threads(1)
     operators(diffusion_net, [unit_mesh(p) for p in options.mesh], options.runs)
