@@ -154,18 +154,27 @@ def markdown(data: Mapping[str, Any]) -> str:
 
 
 def in_terminal(data: Mapping[str, Any]) -> str:
-    """The numbers of a table, with what stands below them, for a screen."""
+    """The numbers of a table, with what stands below them, for a screen. A heat map shows means
+    alone: the file has the rest."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     head, rows = grid(data)
-    about = len(head) - 5  # epochs, parameters, seconds, protocol and commit are in the file
+    head, rows = head[:-5], [row[:-5] for row in rows]  # epochs to commit are in the file
+    if data.get("picture") == "heatmap":
+        rows = [[word.split(" ")[0] if i > 1 else word for i, word in enumerate(r)] for r in rows]
     shown = Table(title=escape(str(data["title"])), title_justify="left")
-    for i, word in enumerate(head[:about]):
-        shown.add_column(escape(word), justify="left" if i == 0 or not word else "right")
+    by_section = head[0] == "section"
+    for i, word in enumerate(head[by_section:]):
+        shown.add_column(escape(word), justify="right" if i else "left", ratio=None if i else 3)
+    section = ""
     for row in rows:
-        shown.add_row(*map(escape, row[:about]))
+        if by_section and row[0] != section:
+            section = row[0]
+            shown.add_section()
+            shown.add_row(f"[bold]{escape(section)}")
+        shown.add_row(*map(escape, row[by_section:]))
     console = Console(width=None if sys.stdout.isatty() else 160, file=io.StringIO())
     console.print(shown)
     text = cast(io.StringIO, console.file).getvalue()
