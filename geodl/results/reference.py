@@ -81,10 +81,9 @@ def compared(cfg: DictConfig) -> str:
     known = entries(reference_dir(cfg), record.run_hash(cfg))
     lines: list[str] = []
     for test, entry in (result or {}).get("eval", {}).items():
-        if lines_of := [
-            e for e in known if e["eval"].get(test, {}).get("options") == entry["options"]
-        ]:
-            lines.append(_compared(test, result or {}, entry["scores"], lines_of))
+        options = entry["options"]
+        if alike := [e for e in known if e["eval"].get(test, {}).get("options") == options]:
+            lines.append(_compared(test, result or {}, entry["scores"], alike))
     return "".join(f"{line}\n" for line in lines)
 
 

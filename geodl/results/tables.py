@@ -75,8 +75,9 @@ def table(cfg: DictConfig) -> str:
     check(name, plain)
     work = jobs(plain, str(cfg.budget), extra)
     reference = reference_dir(cfg)
-    todo = [job for job in work if cfg.force or yours(job.cfg) is None] if cfg.launch else []
-    done = sum(yours(job.cfg) is not None for job in work)
+    lacking = [job for job in work if yours(job.cfg) is None]
+    todo = (work if cfg.force else lacking) if cfg.launch else []
+    done = len(work) - len(lacking)
     sys.stderr.write(
         f"table {name}, budget {cfg.budget}: {len(work)} runs, {done} of yours finished"
         f"{_forecast(todo, reference)}\n"
@@ -87,9 +88,9 @@ def table(cfg: DictConfig) -> str:
         words = [*hydra.overrides.hydra, *chosen]
         found = launch([list(job.words) for job in todo], words, Path(cfg.paths.outputs))
         failed = summary(found)
-        if cfg.paths.ledger:
-            for job in todo:
-                record.to_ledger(record.run_folder(job.cfg), Path(cfg.paths.ledger).expanduser())
+    if cfg.paths.ledger:  # for the other machines that share it, runs of before included
+        for job in work:
+            record.to_ledger(record.run_folder(job.cfg), Path(cfg.paths.ledger).expanduser())
     data = collect(name, plain, str(cfg.budget), work, reference, yours)
     folder = Path(cfg.paths.outputs).expanduser() / "tables"
     write(data, folder)
