@@ -272,14 +272,17 @@ def test_folder_with_label_files(tmp_path, place, count, on):
     for split in ("train", "test"):
         write_off(tmp_path / f"mine/{split}/a.obj", TETRA, FACES)
         np.save(tmp_path / f"mine/{split}/a.labels.npy", np.arange(count) % 3)
-    data = Folder(place, str(tmp_path / "mine"))
+    if count == 4:  # a tetrahedron has as many vertices as faces
+        with pytest.raises(UserError, match="could be those of vertex or face: say data.label_on"):
+            Folder(place, str(tmp_path / "mine"))
+    data = Folder(place, str(tmp_path / "mine"), label_on=on if count == 4 else None)
     assert data.spec.label_on == on and len(data.spec.parts) == 3
     assert data.load(data.items("test")[0]).label.tolist() == [i % 3 for i in range(count)]
     write_off(tmp_path / "mine/train/b.obj", TETRA, FACES)
     with pytest.raises(UserError, match=r"b.obj has no label file b.txt"):
-        Folder(place, str(tmp_path / "mine"))
+        Folder(place, str(tmp_path / "mine"), label_on=on)
     (tmp_path / "mine/train/b.txt").write_text("1\n2\n")
-    broken = Folder(place, str(tmp_path / "mine"))
+    broken = Folder(place, str(tmp_path / "mine"), label_on=on)
     with pytest.raises(UserError, match=r"b.txt has 2 labels, but b.obj has 4 vertices, 4 faces"):
         Loaders(broken).prepare()
 
@@ -334,7 +337,7 @@ def test_clouds_and_coloured_ply(tmp_path):
         ("a.off", "OFF\n4 4 6\n0 0 0\n", "cannot be read as .off"),
         ("a.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\n", "zero faces"),
         ("a.obj", "v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 9\n", "cannot be read|out of range"),
-        ("a.xyz", "not numbers", "cannot be read as an array"),
+        ("a.xyz", "not numbers", "cannot be read as .xyz: point 0 is not"),
         ("a.docx", "x", "no mesh or cloud"),
     ],
 )
@@ -349,7 +352,7 @@ def test_broken_files_are_named(tmp_path, name, content, message):
 
 def test_labels_must_be_whole_numbers(tmp_path):
     (tmp_path / "a.txt").write_text("1\n2.5\n")
-    with pytest.raises(UserError, match="one integer per element"):
+    with pytest.raises(UserError, match="has 2.5 as label 1: labels are whole numbers"):
         read_labels(tmp_path / "a.txt")
     with pytest.raises(UserError, match="does not exist"):
         read_labels(tmp_path / "b.txt")
@@ -386,6 +389,27 @@ def test_archives_are_verified_and_unpacked_whole(tmp_path):
     with pytest.raises(UserError, match="cannot be unpacked"):
         locate("mine", paths, (Archive("set.tar.xz", cut, "set"),), ("off",), "put it there")
     assert not list((tmp_path / "data2").iterdir()), "nothing half-written stays"
+
+
+@pytest.mark.parametrize("kind", ["bomb.zip", "bomb.tar.xz"])
+def test_archives_that_unpack_to_far_too_much_are_refused(kind, tmp_path):
+    import io
+    import zipfile
+
+    from geodl.data.fetch import unpack
+
+    size = 64 << 20
+    if kind.endswith("zip"):
+        with zipfile.ZipFile(tmp_path / kind, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("set/a", bytes(size))
+    else:
+        with tarfile.open(tmp_path / kind, "w:xz") as tar:
+            member = tarfile.TarInfo("set/a")
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+    with pytest.raises(UserError, match=r"bomb.* unpacks to more than \d+ MB"):
+        unpack(tmp_path / kind, "set", tmp_path / "data/set")
+    assert not list((tmp_path / "data").iterdir())
 
 
 def test_what_is_missing_is_said(place):

@@ -385,3 +385,26 @@ def test_diffusion_can_be_taken_away_or_its_time_fixed(shapes):
     torch.testing.assert_close(learned(moved, batch).vertex, fixed(moved, batch).vertex)
     with pytest.raises(UserError, match="encoder.time=0.1 must be positive, with a diffusion"):
         net(time=0.1, diffusion="none")
+
+
+@pytest.mark.parametrize("prefix", ["", "feature_extractor."])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_weights_under_the_authors_names(prefix, dropout, shapes):
+    """nmwsharp/diffusion-net's names of the same network, for any task."""
+    net = DiffusionNet(16, SPEC, "face", width=8, blocks=2, k_eig=32, dropout=dropout)
+    own = {f"encoder.{k}": v for k, v in net.state_dict().items()}
+    own |= {"head.weight": torch.rand(4, 8), "head.bias": torch.rand(4)}
+    names = {"encoder.first": "first_lin", "head": "last_lin", ".time": ".diffusion.diffusion_time"}
+    names |= {".real": ".gradient_features.A_re", ".imaginary": ".gradient_features.A_im"}
+    linear = sorted({int(k.split(".")[4]) for k in own if ".mlp." in k})
+    names |= {f".mlp.{n}.": f".mlp.miniMLP_mlp_layer_{i:03d}." for i, n in enumerate(linear)}
+    names |= {"encoder.blocks.": "block_"}
+    theirs = {}
+    for key, value in own.items():
+        for ours, other in names.items():
+            key = key.replace(ours, other)
+        theirs[prefix + key] = value
+    assert "block_1.mlp.miniMLP_mlp_layer_002.bias" in {k.removeprefix(prefix) for k in theirs}
+    back = net.translate(theirs)
+    assert back.keys() == own.keys() and all(torch.equal(back[k], own[k]) for k in own)
+    assert net.translate(own) is own

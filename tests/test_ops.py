@@ -7,10 +7,12 @@ import numpy as np
 import potpourri3d as pp3d
 import pytest
 import scipy.linalg as la
+import torch
 from conftest import grid, icosphere
 
+from geodl.data.preprocess import BadShape, Preprocess
 from geodl.ops import check as checks
-from geodl.ops.cache import OPS_VERSION, Cache, compute
+from geodl.ops.cache import PLACE, Cache, compute
 from geodl.ops.geometry import (
     Geometry,
     face_areas,
@@ -24,7 +26,8 @@ from geodl.ops.laplacian import laplacian
 from geodl.ops.neighbors import surface_nearest
 from geodl.ops.remesh import loop, remesh, simplify, slide, subdivide
 from geodl.ops.spectrum import spectrum
-from geodl.spec import Gradient, Mass, Spectrum
+from geodl.shape import Shape
+from geodl.spec import Gradient, Laplacian, Mass, Spectrum
 
 
 def dense_evals(geometry, k):
@@ -169,6 +172,10 @@ def broken(name):
     elif name == "non-manifold edges":
         pos = np.concatenate([pos, [[1, 1, -1]]])
         face = np.concatenate([face, [[0, 1, 4]]])
+    elif name == checks.ABSURD:
+        pos = pos * 1e101
+    elif name == checks.FAR:
+        pos = pos + 1e10
     elif name == "components":
         pos = np.concatenate([pos, pos + 5])
         face = np.concatenate([face, face + 4])
@@ -344,7 +351,7 @@ def test_space_is_counted_and_freed(tmp_path):
     cache.need(Gradient(), Geometry.of(*icosphere(1)))
     assert {f.split("/")[1]: n for f, (n, _) in cache.size().items()} == {"mass": 1, "gradient": 1}
     assert cache.clean("old") == 0 and cache.clean("mass") > 0
-    assert list(cache.size()) == [f"v{OPS_VERSION}/gradient"]
+    assert list(cache.size()) == [f"{PLACE}/gradient"]
 
 
 # ---- other triangulations ----
@@ -426,3 +433,75 @@ def test_sliding_folds_no_triangle_of_a_thin_shape(shape, seed):
     moved = np.linalg.norm(new - pos, axis=1)
     assert moved.mean() > 0.045 and moved.max() < 0.101
     assert np.array_equal(new, slide(pos, face, 0.1, np.random.default_rng(seed)))
+
+
+# ---- units: the same shape at any size and place gives the same numbers ----
+
+
+def odd_surface():
+    pos, face = icosphere(2)
+    rng = np.random.default_rng(0)  # no two distances are equal
+    return pos * [1, 2, 0.7] + 0.1 * np.sin(3 * pos) + 0.01 * rng.random(pos.shape), face
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
+@pytest.mark.parametrize("cloud", [False, True])
+@pytest.mark.parametrize(("vertices", "offset"), [(None, 0), (100, 0), (None, 1e5)])
+def test_normalised_operators_do_not_depend_on_units_or_place(
+    scale, cloud, vertices, offset, tmp_path
+):
+    pos, face = odd_surface()
+    face = face[:0] if cloud else face
+    process = Preprocess(vertices=None if cloud else vertices)
+
+    def operators(pos):
+        shape = Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(face))
+        done = process(shape, "vertex", Cache(tmp_path)).shape
+        geometry = Geometry.of(done.pos.numpy(), done.face.numpy())
+        needs = (Mass(), Laplacian(), Gradient(), Spectrum(16))
+        found = {k: v for n in needs for k, v in compute(n, geometry).items()}
+        return found | {"pos": done.pos.numpy()}
+
+    there = operators((pos + [offset, 0, 0]) * scale)
+    for name, here in operators(pos).items():
+        if name == "evecs":  # up to their signs
+            there[name], here = np.abs(there[name]), np.abs(here)
+        gap = np.abs(there[name].astype(float) - here).max()
+        assert gap <= 1e-6 * max(np.abs(here).max(), 1e-12) * (100 if name == "evecs" else 1), name
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_operators_of_shapes_that_are_not_normalised_scale_with_them(scale):
+    pos, face = odd_surface()
+    for need in (Mass(), Laplacian(), Gradient(), Spectrum(16)):
+        there = compute(need, Geometry.of(pos * scale, face))
+        here = compute(need, Geometry.of(pos, face))
+        for name, field in need.fields.items():
+            if name == "evecs":
+                continue
+            key = f"{name}.value" if field.kind == "matrix" else name
+            back = there[key] / scale**field.scale
+            np.testing.assert_allclose(back, here[key], rtol=0, atol=4e-6 * np.abs(here[key]).max())
+
+
+def test_a_shape_far_away_keeps_its_details_or_is_refused(tmp_path):
+    pos, face = odd_surface()
+    shape = Shape(pos=torch.from_numpy(pos + 1e5), face=torch.from_numpy(face))
+    Preprocess()(shape, "vertex", Cache(tmp_path))
+    with pytest.raises(BadShape, match="32-bit coordinates lose its details"):
+        Preprocess(center=None)(shape, "vertex", Cache(tmp_path))
+
+
+def test_a_changed_byte_in_a_cached_file_is_noticed(tmp_path, caplog):
+    pos, face = odd_surface()
+    cache, geometry = Cache(tmp_path), Geometry.of(pos, face)
+    first = cache.need(Mass(), geometry)
+    (file,) = tmp_path.rglob("*.safetensors")
+    whole = file.read_bytes()
+    for place in (3, 20, len(whole) // 2, len(whole) - 1):
+        data = bytearray(whole)
+        data[place] ^= 1
+        file.write_bytes(data)
+        again = cache.need(Mass(), geometry)
+        assert np.array_equal(again["mass"], first["mass"]) and cache.misses >= 2
+        assert str(file) in caplog.text and file.read_bytes() == whole

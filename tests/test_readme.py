@@ -95,7 +95,7 @@ def test_the_commands_run_as_written(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "outputs/report.html").is_file()
-    assert len(list(tmp_path.glob("outputs/predict/*/predictions.json"))) == 2
+    assert len(list(tmp_path.glob("outputs/predict/*/*/predictions.json"))) == 2
 
 
 def test_make_targets_exist():

@@ -104,7 +104,8 @@ def test_a_diverged_run_and_a_selected_epoch_are_told():
 def test_results_of_an_older_form_are_left_out(tmp_path, caplog):
     for name, form in (("old", 1), ("new", 2)):
         (tmp_path / name).mkdir()
-        text = json.dumps({"status": "done", "format": form})
+        bare = {"eval": {}, "metrics": {}, "config": {}, "finished": "2026"}
+        text = json.dumps({"status": "done", "format": form, **bare})
         (tmp_path / name / "result.json").write_text(text)
     (tmp_path / "new" / "x").mkdir()
     (tmp_path / "new" / "x" / "result.json").write_text("{")

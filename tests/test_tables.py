@@ -112,6 +112,7 @@ def fill(reference, work, tests=("clean", "rotated"), value=0.5):
             "hash": record.run_hash(job.cfg),
             "seed": job.seed,
             "status": "done",
+            "config": {},
             "eval": entries,
             "epochs": 2,
             "parameters": 1234,
@@ -245,12 +246,16 @@ def test_an_entry_of_the_ledger_is_of_one_training(tmp_path, monkeypatch, when, 
     [
         ({"dirty": True}, "was trained by code that is in no commit"),
         ({"dirty": None, "commit": None}, "was trained by code that is in no commit"),
-        ({"eval": {"clean": {"dirty": True}}}, r"was evaluated \(clean\) by code"),
+        (
+            {"eval": {"clean": {"dirty": True, "scores": {"acc": 0}}}},
+            r"was evaluated \(clean\) by code",
+        ),
     ],
 )
 def test_code_in_no_commit_gives_the_reference_no_number(tmp_path, change, message):
     good = {"status": "done", "dirty": False, "commit": "0" * 40, "finished": "2026-01-01"}
-    good["eval"] = {"clean": {"dirty": False}}
+    good |= {"config": {}, "metrics": {"acc": {"headline": True}}}
+    good["eval"] = {"clean": {"dirty": False, "scores": {"acc": 0.5}}}
     run = tmp_path / "0123abcd-s0"
     run.mkdir()
     (run / "result.json").write_text(json.dumps(good | change))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 
 import geodl
 from geodl.cli import help, listing
-from geodl.errors import UserError
+from geodl.cli.words import prepared
+from geodl.errors import Stopped, UserError
 from geodl.runs import record
 from geodl.runs.compose import config_dir
 from geodl.runs.mistakes import explain, validate, with_source
@@ -37,10 +39,12 @@ MODES = {
 
 
 def main() -> None:
-    """Run one command line; exit code 0, 1 (a fault of ours) or 2 (a mistake of the user's)."""
+    """Run one command line; exit code 0, 1 (a fault of ours), 2 (a mistake of the user's), 130
+    (interrupted) or 143 (stopped; another with stop_code)."""
     _log_to_stderr()
     words = sys.argv[1:]
     trace = "debug=trace" in words
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if words == ["--version"]:
             sys.stdout.write(f"geodl {geodl.__version__}\n")
@@ -51,7 +55,12 @@ def main() -> None:
         if "mode=list" in words:
             sys.stdout.write(listing.show(config_dir()))
             return
+        sys.argv[1:] = prepared(words)
         sys.exit(_hydra(words))
+    except Stopped:
+        sys.stderr.write("geodl: stopped (SIGTERM); the same command goes on from here.\n")
+        codes = [w.partition("=")[2] for w in words if w.startswith("stop_code=")]
+        sys.exit(int(codes[-1]) if codes and codes[-1].isdecimal() else 143)
     except KeyboardInterrupt:
         sys.stderr.write("geodl: interrupted; the same command resumes.\n")
         sys.exit(130)
@@ -61,6 +70,11 @@ def main() -> None:
             traceback.print_exc()
         sys.stderr.write(f"geodl: {sentence or f'{type(error).__name__}: {error}'}\n")
         sys.exit(2 if sentence else 1)
+
+
+def _stop(signum: int, frame: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough; what follows writes
+    raise Stopped
 
 
 def _hydra(words: list[str]) -> int:
@@ -86,11 +100,15 @@ def _hydra(words: list[str]) -> int:
         for fault in faults:
             raise fault
         return 0
-    outputs = next(
-        (w.partition("=")[2] for w in words if w.startswith("paths.outputs=")), "outputs"
-    )
-    with board(Path(outputs)) as entries:
-        job(sweep_job)()
+    given = [w.partition("=")[2] for w in words if w.startswith("paths.outputs=")]
+    outputs = given[-1].strip("'\"") if given else "outputs"
+    entries: list[dict[str, Any]] = []
+    try:
+        with board(Path(outputs)) as entries:
+            job(sweep_job)()
+    except (KeyboardInterrupt, Stopped):
+        summary(entries)
+        raise
     return 1 if summary(entries) else 0
 
 

@@ -106,17 +106,41 @@ def verify(file: Path, sha256: str) -> None:
 
 
 def unpack(file: Path, top: str, place: Path) -> None:
-    """Unpack an archive so that its folder ``top`` becomes ``place``, whole or not at all."""
+    """Unpack an archive so that its folder ``top`` becomes ``place``, whole or not at all.
+
+    Raises:
+        UserError: it is damaged, has no such folder, or takes more room than there is or than an
+            archive of its size can need.
+    """
     place.parent.mkdir(parents=True, exist_ok=True)
     log.info("unpacking %s to %s", file.name, place)
     scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    room = shutil.disk_usage(place.parent).free
+    most = min(room, 1000 * file.stat().st_size + (1 << 20))
+
+    def bounded(size: int) -> None:
+        if size > most:
+            raise UserError(
+                f"{file} unpacks to more than {most >> 20} MB, which is "
+                + ("all the room there is." if most == room else "a thousand times its size.")
+            )
+
+    total = 0
+
+    def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        nonlocal total
+        total += member.size
+        bounded(total)
+        return tarfile.data_filter(member, path)
+
     try:
         if file.suffix == ".zip":
             with zipfile.ZipFile(file) as archive:
+                bounded(sum(member.file_size for member in archive.infolist()))
                 archive.extractall(scratch)
         else:
             with tarfile.open(file) as archive:
-                archive.extractall(scratch, filter="data")
+                archive.extractall(scratch, filter=checked)
         if not (scratch / top).is_dir():
             raise UserError(f"{file} has no folder {top!r}: it is another archive.")
         try:

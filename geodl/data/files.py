@@ -1,8 +1,7 @@
-"""Reading and writing meshes, clouds and label files."""
+"""Reading and writing meshes, clouds and label files; the readers are in ``formats``."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,78 +9,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodl.atomic import atomic
+from geodl.data import formats
+from geodl.data.formats.base import Unreadable, text_of
+from geodl.data.formats.clouds import array_of
 from geodl.errors import UserError
-
-MESH_SUFFIXES = (".obj", ".ply", ".off", ".stl")
-CLOUD_SUFFIXES = (".npy", ".xyz", ".txt")
 
 Arrays = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def read_mesh(path: Path) -> Arrays:
-    """Vertices (v 3) and faces (f 3; none for a cloud) of .obj .ply .off .stl .npy .xyz.
+    """Vertices (v 3) and faces (f 3; none for a cloud), in the file's own order and number.
 
-    Vertices keep the file's order; an .stl, which repeats them per face, has them merged. Polygons
-    are split into triangles. A cloud is a .npy or .xyz of (v 3 or more) numbers, or a .ply
-    without faces.
+    Polygons are split into triangles (``formats.read`` tells which); an .stl, which repeats its
+    vertices in every face, has them merged. The formats are those of ``formats.READERS``.
 
     Raises:
         UserError: the file is missing, of another kind, broken, or a mesh without faces.
     """
-    if not path.is_file():
-        raise UserError(f"{path} does not exist.")
-    suffix = path.suffix.lower()
-    if suffix in (".npy", ".xyz"):
-        return _read_cloud(path), np.empty((0, 3), np.int64)
-    if suffix not in MESH_SUFFIXES:
-        known = " ".join((*MESH_SUFFIXES, ".npy", ".xyz"))
-        raise UserError(f"{path} is no mesh or cloud that geodl reads: use one of {known}.")
-    import trimesh
-
-    logging.getLogger("trimesh").setLevel(logging.CRITICAL)
-    try:
-        loaded: Any = trimesh.load(path, process=False, maintain_order=True)
-        if isinstance(loaded, trimesh.Scene):
-            loaded = loaded.to_mesh() if loaded.geometry else trimesh.Trimesh()
-        if suffix == ".stl":
-            loaded.merge_vertices()
-        pos = np.asarray(loaded.vertices, np.float64).reshape(-1, 3)
-        face = np.asarray(getattr(loaded, "faces", np.empty((0, 3))), np.int64).reshape(-1, 3)
-    except Exception as error:  # the readers of four formats raise whatever they like
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(
-            f"{path} cannot be read as {suffix} ({reason[:120]}): is it whole, and are its face "
-            "indices those of its vertices?"
-        ) from error
-    if len(face) == 0 and suffix != ".ply":
-        raise UserError(
-            f"{path} has zero faces: give a mesh, or save the points as .npy (v 3) or .ply."
-        )
-    return pos, face
-
-
-def _read_cloud(path: Path) -> NDArray[np.float64]:
-    try:
-        points = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path)
-        points = np.asarray(points, np.float64)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as an array of numbers ({error}).") from error
-    if points.ndim != 2 or points.shape[1] < 3 or len(points) == 0:
-        raise UserError(f"{path} has shape {points.shape}, expected (points, 3 or more).")
-    return points[:, :3]
+    mesh = formats.read(path)
+    return mesh.pos, mesh.face
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:
-    """Integers, one per line of a .txt (or .eseg, .seg) or an array of a .npy."""
+    """Whole numbers, one per line of a .txt (or .eseg, .seg) or an array of a .npy.
+
+    Raises:
+        UserError: the file is missing, empty, or holds anything else.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: every mesh needs its label file.")
     try:
-        labels = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path)
-        labels = np.atleast_1d(np.asarray(labels, np.float64))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: every mesh needs its label file.") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read as labels ({error}).") from error
-    if labels.ndim != 1 or not np.equal(labels, np.round(labels)).all():
-        raise UserError(f"{path} must hold one integer per element, got shape {labels.shape}.")
+        if path.suffix.lower() == ".npy":
+            labels = array_of(path)
+        else:
+            words = text_of(path).split()
+            labels = np.array(words, np.float64)
+            lines = sum(bool(line.strip()) for line in text_of(path).splitlines())
+            if len(words) != lines:
+                raise Unreadable(f"it has {len(words)} numbers in {lines} lines")
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as labels, one a line ({error}).") from error
+    if labels.size == 0:
+        raise UserError(f"{path} is empty: give one label per vertex, face or edge.")
+    if labels.ndim != 1 or labels.dtype.kind not in "fiu":
+        raise UserError(
+            f"{path} must hold one whole number per element, but has shape {labels.shape} of "
+            f"{labels.dtype}."
+        )
+    bad = np.flatnonzero(~(np.abs(labels) < 2**31) | (labels != np.round(labels)))
+    if len(bad):
+        raise UserError(
+            f"{path} has {labels[bad[0]]} as label {bad[0]}: labels are whole numbers (below 2^31)."
+        )
     return labels.astype(np.int64)
 
 

@@ -99,7 +99,7 @@ class Loaders(L.LightningDataModule):
         return len(self.items(split) if len(self.inputs) == 1 else self.pairs(split))
 
     def has(self, split: str) -> bool:
-        return split in self.source.all_splits() and bool(self.items(split))
+        return split in self.source.all_splits() and self.count(split) > 0
 
     def dataset(
         self, split: str, train: bool = False, perturb: Sequence[Perturbation] = ()
@@ -148,7 +148,7 @@ class Loaders(L.LightningDataModule):
         self._train = None
         for name, reason in report.dropped.items():
             log.warning("dropped %s: %s", name, reason)
-        if everything and not any(self.items(s) for s in everything):
+        if work and len(report.dropped) == len({item.name for item, _ in work}):
             raise UserError(
                 f"no usable shape in {self.source.name}: every one was dropped (first: "
                 f"{next(iter(report.dropped.items()), ('', ''))[1]})."
@@ -171,8 +171,12 @@ class Loaders(L.LightningDataModule):
             return
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(_cores(), context, _start_worker, given) as pool:
-            jobs = pool.map(_worker_item, rest, chunksize=4)
-            yield from track(jobs, len(rest), "prepare")
+            try:
+                jobs = pool.map(_worker_item, rest, chunksize=4)
+                yield from track(jobs, len(rest), "prepare")
+            except BaseException:  # a mistake, or the wish to stop: not after all the others
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     # ---- batches ----
 

@@ -6,11 +6,13 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from geodl.carry import EDGE, edges_of, elements, sampled
-from geodl.data.files import read_mesh
+from geodl.data import formats
 from geodl.data.preprocess import BadShape, Preprocess
 from geodl.data.views import attach
 from geodl.errors import UserError
@@ -25,12 +27,16 @@ log = logging.getLogger(__name__)
 class OwnShape:
     """A file of the user's.
 
-    name: of the file; raw: as in it; placed: the raw elements in the model's coordinates; seen:
+    name: what to call it; file: where it is; raw: as in it; polygon (f): the polygon of the file
+    that each triangle is of, of so many; placed: the raw elements in the model's coordinates; seen:
     mended and scaled; ready: with points and operators; center and size of the similarity.
     """
 
     name: str
+    file: Path
     raw: Shape
+    polygon: NDArray[np.int64]
+    polygons: int
     placed: Shape
     seen: Shape
     ready: Shape
@@ -51,8 +57,9 @@ def own_shape(
     Raises:
         UserError: it cannot be read, or used.
     """
-    pos, face = read_mesh(file)
-    raw = Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(face), name=file.stem)
+    mesh = formats.read(file)
+    # Without a name: samples are drawn by it, and the answer is not to depend on a file's name.
+    raw = Shape(pos=torch.from_numpy(mesh.pos), face=torch.from_numpy(mesh.face))
     points = needs.find(Points)
     if raw.is_cloud and on in ("face", "edge"):
         raise UserError(f"{file} is a point cloud, but this model labels {on}s: give a mesh.")
@@ -73,7 +80,10 @@ def own_shape(
         ready = attach(ready, needs, process.backend, cache)
     except (BadShape, ValueError) as error:
         raise UserError(f"{file} cannot be used: {error}.") from error
-    return OwnShape(file.name, raw, placed, seen, ready, done.center, done.size)
+    return OwnShape(
+        *(file.name, file, raw, mesh.polygon, mesh.polygons),
+        *(placed, seen, ready, done.center, done.size),
+    )
 
 
 def _with_edges(shape: Shape) -> Shape:

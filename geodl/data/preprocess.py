@@ -112,7 +112,13 @@ class Preprocess:
             size = 1.0
         if not size > 0:
             raise BadShape("all its points are the same")
-        return Preprocessed(shape.replace(pos=(points / size).float()), mended, center, size)
+        points = points / size
+        if float(np.ptp(points.numpy(), axis=0).max()) < 1e-4 * float(points.abs().max()):
+            raise BadShape(
+                "it lies so far from the origin that 32-bit coordinates lose its details: set "
+                "data.preprocess.center=mean"
+            )
+        return Preprocessed(shape.replace(pos=points.float()), mended, center, size)
 
     def _place(self, shape: Shape, x: float, y: float, z: float, size: float) -> Preprocessed:
         defects = checks.check(shape.pos.double().numpy(), shape.face.numpy(), cloud=shape.is_cloud)

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from geodl.data import formats
 from geodl.data.fetch import Paths
-from geodl.data.files import MESH_SUFFIXES, read_mesh
+from geodl.data.files import read_mesh
+from geodl.data.folder import own_folder
+from geodl.data.layout import counted, files_of, layout
 from geodl.data.preprocess import Preprocess
 from geodl.data.source import Source
 from geodl.errors import UserError
@@ -126,8 +129,9 @@ def same_topology(file: Path, pos: NDArray[Any], face: NDArray[Any], template: M
 class Registered(RegisteredData):
     """The user's folder of meshes in correspondence.
 
-    ``train`` and ``test`` folders inside are the splits; otherwise every tenth file, in the order
-    of their names, is a test shape. The template is ``template`` or the first training file.
+    ``train`` and ``test`` folders inside (see ``geodl.data.layout``) are the splits; otherwise
+    every tenth file, in the order of their names, is a test shape. The template is ``template`` or
+    the first training file.
 
     Args:
         folder: where it is; its content is part of a run's identity.
@@ -148,33 +152,27 @@ class Registered(RegisteredData):
         backend: Backend = "cotan",
     ) -> None:
         super().__init__(paths, vertices, backend)
-        if folder is None:
-            raise UserError("data=registered needs data.folder=<your folder of meshes>.")
-        self.folder = Path(folder).expanduser()
-        if not self.folder.is_dir():
-            raise UserError(f"data.folder={folder} is no folder.")
+        self.folder = own_folder("registered", folder)
         if unit not in MILLIMETRES:
             raise UserError(f"data.unit={unit} is not known: choose mm, cm or m.")
         self.template_file = Path(template).expanduser() if template else None
         self.up = up
         self.millimetres = MILLIMETRES[unit]
-        fixed = (self.folder / "train").is_dir() and (self.folder / "test").is_dir()
-        self.protocol = "registered-fixed" if fixed else "registered-every10th"
-        if fixed:
-            self.files = {s: self._meshes(self.folder / s) for s in ("train", "test")}
-        else:
-            files = self._meshes(self.folder)
+        every = files_of(self.folder)
+        meshes = [f for f in every if f.suffix.lower() in (*formats.MESHES, ".npz")]
+        found = layout(self.folder, meshes)
+        self.ignored = [f for f in every if f not in meshes]
+        self.protocol = "registered-fixed" if found.fixed else "registered-every10th"
+        self.files = {s: [f for f, _ in members] for s, members in found.splits.items()}
+        if not found.fixed:
+            files = self.files.pop("all")
             test = files[9::10]
             self.files = {"train": [f for f in files if f not in test], "test": test}
         if not self.files["train"] or not self.files["test"]:
             raise UserError(
                 f"data.folder={folder} has too few meshes: put them into train/ and test/, or ten "
-                f"or more side by side ({' '.join(MESH_SUFFIXES)})."
+                f"or more side by side ({' '.join(formats.MESHES)})."
             )
-
-    @staticmethod
-    def _meshes(folder: Path) -> list[Path]:
-        return [f for f in sorted(folder.rglob("*")) if f.suffix.lower() in MESH_SUFFIXES]
 
     @cached_property
     def _template(self) -> Mesh:
@@ -188,6 +186,12 @@ class Registered(RegisteredData):
         pos, face = read_mesh(file)
         same_topology(file, pos, face, self._template)
         return pos[self.selected[0]]
+
+    def found(self) -> str:
+        lines = [super().found()]
+        if self.ignored:
+            lines.append(f"ignored: {counted(self.ignored, self.folder)}")
+        return "\n".join(lines)
 
     def splits(self) -> dict[str, list[Item]]:
         return {

@@ -89,6 +89,15 @@ class Source:
         """Both shapes of a pair with landmarks that correspond; most sets have them already."""
         return source, target
 
+    def found(self) -> str:
+        """What the data set holds, for its user to read before training."""
+        splits, spec = self.all_splits(), self.spec
+        counts = ", ".join(f"{len(items)} {split}" for split, items in splits.items())
+        labels = f"{len(spec.classes)} classes" if spec.classes else ""
+        if spec.parts:
+            labels = f"{len(spec.parts)} parts, labels on {spec.label_on}"
+        return f"{self.name} ({spec.protocol}): {counts}" + (f"; {labels}" if labels else "")
+
     def split_checksum(self) -> str:
         """Checksum of the names in every split, as the results store it."""
         names = {k: sorted(i.name for i in v) for k, v in sorted(self.all_splits().items())}

@@ -92,6 +92,11 @@ class Encoder(nn.Module):
         """Features (n in_channels) on the vertices of the batch -> Encoding with ``out`` filled."""
         raise NotImplementedError
 
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the authors' code under the names of a task with this encoder ("encoder." and
+        "head."); those that it does not recognise come back as they are."""
+        return state
+
     def rows(self, x: Tensor, batch: ShapeBatch) -> Tensor:
         """Features (b v c) of shapes that are the template's own mesh (``registered`` encoders)."""
         raise NotImplementedError

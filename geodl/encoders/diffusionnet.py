@@ -268,3 +268,34 @@ class DiffusionNet(Encoder):
         if self.out == "whole":
             return Encoding(whole=batch.mean(x, batch.ops.mass))
         return self.elements(x, batch)
+
+    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The names of nmwsharp/diffusion-net, alone or as the feature extractor of functional
+        maps."""
+        prefix = "feature_extractor."
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if "first_lin.weight" not in state:
+            return state
+        # Dropout layers stand between the linear ones here: the n-th linear layer is the n-th.
+        mlp = cast(Block, self.blocks[0]).mlp
+        linear = [n for n, layer in enumerate(mlp) if isinstance(layer, nn.Linear)]
+        names = {
+            "first_lin": "encoder.first",
+            "last_lin": "head",
+            "diffusion.diffusion_time": "time",
+            "gradient_features.A_re": "real",
+            "gradient_features.A_im": "imaginary",
+        } | {f"mlp.miniMLP_mlp_layer_{i:03d}": f"mlp.{n}" for i, n in enumerate(linear)}
+        translated: dict[str, Tensor] = {}
+        for key, value in state.items():
+            word, head = key, ""
+            if word.startswith("block_"):
+                number, word = word.removeprefix("block_").split(".", 1)
+                head = f"encoder.blocks.{number}."
+            for theirs, ours in names.items():
+                if word == theirs or word.startswith(f"{theirs}."):
+                    word = ours + word.removeprefix(theirs)
+                    break
+            translated[head + word] = value
+        return translated

@@ -13,7 +13,12 @@ from scipy.sparse.csgraph import connected_components
 from geodl.ops.geometry import face_areas
 
 # A mesh with one of these cannot be mended without guessing what was meant.
-FATAL = ("no vertices", "NaN or infinite vertices", "face indices out of range", "zero faces")
+ABSURD = "coordinates larger than 1e100 or smaller than 1e-100"
+FAR = "a place so far from the origin that its coordinates have lost their digits"
+FATAL = (
+    *("no vertices", "NaN or infinite vertices", "face indices out of range", "zero faces"),
+    *(ABSURD, FAR),
+)
 # These are mended by taking faces or vertices away; nothing moves.
 MENDED = ("degenerate faces", "duplicate faces", "unreferenced vertices")
 # The operators tolerate these; they are named and kept.
@@ -72,6 +77,12 @@ def check(pos: NDArray[np.floating], face: NDArray[np.integer], cloud: bool = Fa
         return Defects({"no vertices": 1})
     if bad := int((~np.isfinite(pos).all(axis=1)).sum()):
         count["NaN or infinite vertices"] = bad
+    else:
+        extent, far = float(np.ptp(pos, axis=0).max()), float(np.abs(pos).max())
+        if far > 1e100 or 0 < extent < 1e-100:
+            count[ABSURD] = 1
+        elif 0 < extent < 1e-9 * far:
+            count[FAR] = 1
     if cloud:
         return Defects(count)
     if len(face) == 0:

@@ -37,8 +37,32 @@ class Geometry:
         )
 
     @property
+    def unit(self) -> float:
+        """The length that the tolerances of the operators are meant in; see ``unit_of``."""
+        return unit_of(self.pos)
+
+    @property
     def is_cloud(self) -> bool:
         return len(self.face) == 0
+
+
+def unit_of(pos: Float[np.ndarray, "v 3"]) -> float:
+    """One for a shape of about that size (0.1 to 100), else the power of ten that makes it so: the
+    same shape in other units becomes the same numbers."""
+    size = float(np.ptp(pos, axis=0).max()) if len(pos) else 1.0
+    return 1.0 if 0.1 <= size <= 100 or size == 0 else 10.0 ** np.floor(np.log10(size))
+
+
+def handy(pos: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Positions for a library that computes in 32 bits or has absolute tolerances, with the offset
+    that was taken off and the unit that they were divided by: (0, 0, 0) and 1 for a shape of
+    about size one near the origin, which stays as it is."""
+    pos = np.asarray(pos, np.float64)
+    unit = unit_of(pos)
+    middle = (pos.min(0) + pos.max(0)) / 2
+    far = np.abs(middle).max() > 10 * np.ptp(pos, axis=0).max()
+    offset = middle if far else np.zeros(3)
+    return (pos - offset) / unit, offset, unit
 
 
 def face_vectors(
@@ -79,7 +103,7 @@ def vertex_normals(geometry: Geometry) -> Float[np.ndarray, "v 3"]:
     cancels too, one of the incident faces decides; a vertex without a face gets (0, 0, 1).
     Cloud: the direction of least variance among the nearest points; its sign is arbitrary.
     """
-    pos, face = geometry.pos, geometry.face
+    pos, face = geometry.pos / geometry.unit, geometry.face
     if geometry.is_cloud:
         neighbors = cloud_neighbors(pos)
         near = pos[neighbors] - pos[:, None]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodl.errors import UserError
-from geodl.ops.geometry import face_areas
+from geodl.ops.geometry import face_areas, handy
 from geodl.spec import Level, Template
 
 
@@ -61,7 +61,7 @@ def decimate(
     import fast_simplification
 
     library: Any = fast_simplification
-    points = np.ascontiguousarray(pos, np.float32)
+    points = np.ascontiguousarray(handy(pos)[0], np.float32)
     triangles = np.ascontiguousarray(face, np.int32)
     n = len(points)
     if vertices >= n:

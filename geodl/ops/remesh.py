@@ -10,7 +10,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial import KDTree
 
-from geodl.ops.geometry import face_areas, face_vectors, unique_edges, unit
+from geodl.ops.geometry import face_areas, face_vectors, handy, unique_edges, unit
 from geodl.ops.neighbors import surface_nearest
 
 SHAPE_KEPT = 0.3  # what a slide leaves of a triangle's quality
@@ -33,10 +33,11 @@ def simplify(
     # A closed surface of V vertices has about 2 V faces; the ratio carries over to open ones.
     target = max(4, round(len(face) * vertices / len(pos)))
     library: Any = fast_simplification
+    points, offset, length = handy(pos)
     small, triangles = library.simplify(
-        pos.astype(np.float32), face.astype(np.int32), target_count=target, agg=7
+        points.astype(np.float32), face.astype(np.int32), target_count=target, agg=7
     )
-    return np.asarray(small, np.float64), np.asarray(triangles, np.int64)
+    return np.asarray(small, np.float64) * length + offset, np.asarray(triangles, np.int64)
 
 
 def subdivide(

@@ -5,7 +5,6 @@ They never stand for a run of yours: nothing here decides what is trained.
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +29,8 @@ def reference_dir(cfg: DictConfig | None = None) -> Path:
 def entries(folder: Path, hash8: str) -> list[dict[str, Any]]:
     """The reference runs of one configuration, by seed."""
     files = sorted((folder / "runs").glob(f"{hash8}-s*.json"))
-    return [json.loads(file.read_text()) for file in files]
+    found = [record.read_entry(file) for file in files]
+    return [entry for entry in found if entry is not None]
 
 
 def add(run: Path, folder: Path) -> Path | None:

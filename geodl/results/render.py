@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from geodl.atomic import atomic
+from geodl.atomic import cell as safe_cell
 from geodl.results.reference import in_numbers
 from geodl.runs import record
 
@@ -216,8 +217,23 @@ def as_csv(data: Mapping[str, Any]) -> str:
             values = [cell.get(k) for k in keys] + [yours.get(k) for k in own]
             values += [_plain(r.get(k)) for k in rest]
             blank = ["" if v is None else v for v in values]
-            writer.writerow([r.get("section", ""), r["name"], column, *blank])
+            names = [r.get("section", ""), r["name"], column]
+            writer.writerow([safe_cell(v) for v in (*names, *blank)])
     return stream.getvalue()
+
+
+TEX = str.maketrans(
+    {
+        **{c: f"\\{c}" for c in "%_&#${}"},
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "±": r"$\pm$",
+        "†": r"$\dagger$",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+    }
+)
 
 
 def latex(data: Mapping[str, Any]) -> str:
@@ -226,17 +242,15 @@ def latex(data: Mapping[str, Any]) -> str:
     head, rows = head[:-2], [row[:-2] for row in rows]  # without protocol and commit
 
     def line(cells: Sequence[str]) -> str:
-        text = " & ".join(cells)
-        for plain, escaped in (("%", r"\%"), ("_", r"\_"), ("±", r"$\pm$"), ("†", r"$\dagger$")):
-            text = text.replace(plain, escaped)
-        return f"{text} \\\\"
+        return f"{' & '.join(c.translate(TEX) for c in cells)} \\\\"
 
     body = [line(row) for row in rows]
     align = "l" * (2 if head[0] == "section" else 1)
     align += "r" * (len(head) - len(align))
+    title = " ".join(str(data["title"]).split())
     return "\n".join(
         [
-            f"% {data['title']}: geodl mode=table table={data['name']} budget={data['budget']}",
+            f"% {title}: geodl mode=table table={data['name']} budget={data['budget']}",
             f"\\begin{{tabular}}{{{align}}}",
             "\\toprule",
             line(head),

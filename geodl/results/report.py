@@ -79,7 +79,8 @@ def page(data: dict[str, Any]) -> str:
 
     content = json.dumps(_finite(data), separators=(",", ":"), allow_nan=False)
     text = TEMPLATE.read_text().replace("/*PLOTLY*/", get_plotlyjs())
-    return text.replace("/*DATA*/", content.replace("</", "<\\/"))
+    # No "<" at all: a tag or the beginning of a comment would be read as one, even in a string.
+    return text.replace("/*DATA*/", content.replace("<", "\\u003c"))
 
 
 def _image(file: Path) -> str | None:

@@ -29,7 +29,7 @@ from geodl.runs.sweep import launch, summary
 
 # What may be given on the command line beside a table: nothing that changes what is trained.
 BESIDE = (
-    *("mode", "table", "budget", "paths", "trainer", "workers", "logger", "figures"),
+    *("mode", "table", "budget", "paths", "trainer", "workers", "logger", "figures", "stop_code"),
     *("allow", "force", "sweep", "launch", "threads"),
 )
 PICTURES = ("bars", "curve", "heatmap")

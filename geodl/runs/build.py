@@ -1,12 +1,16 @@
-"""From a composed config to objects. The only caller of ``hydra.utils.instantiate``."""
+"""From a composed config to objects: the one place where a class is found by its name and built.
+
+A config may come from somebody's checkpoint, so nothing in it is trusted: a class must fit its slot
+and lie in an allowed package, an option must be one that it has, and whatever still looks like an
+interpolation is refused. Hydra's ``instantiate`` would resolve once more, and run what comes out.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_type_hints
 
@@ -14,8 +18,6 @@ import lightning as L
 import torch
 from beartype import BeartypeConf
 from beartype.door import is_bearable
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
@@ -156,32 +158,45 @@ def make(
         if OmegaConf.is_config(cfg)
         else dict(cfg)
     )
-    groups: dict[str, Any] = {}
-    for place, node in _nodes(plain, where):
-        target = _resolve(str(node["_target_"]), SLOTS[slot], place, allow)
-        given = {k: v for k, v in node.items() if k != "_target_"}
-        found = _check_options(target, given, place)
-        groups |= found if node is plain else {}
-    try:
-        kept = {k: v for k, v in plain.items() if k not in groups}
-        return partial(instantiate(kept, _partial_=True, _convert_="all"), **groups)
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, UserError):
-            raise cause from error
-        raise UserError(f"{where} cannot be built: {' '.join(str(error).split())}") from error
+    target, options = _checked(slot, plain, where, allow)
+
+    def built(*first: Any, **rest: Any) -> Any:
+        try:
+            return target(*first, **options, **rest)
+        except ValueError as error:  # how torch refuses a value
+            reason = " ".join(str(error).split())
+            raise UserError(f"{where} cannot be built: {reason}.") from error
+
+    return built
 
 
-def _nodes(value: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _checked(
+    slot: str, node: dict[str, Any], place: str, allow: tuple[str, ...]
+) -> tuple[type, dict[str, Any]]:
+    """The class of a node and its options, the nodes among them built."""
+    target = _resolve(str(node.get("_target_")), SLOTS[slot], place, allow)
+    options = {k: v for k, v in node.items() if k != "_target_"}
+    options |= _check_options(target, options, place)
+    return target, {k: _built(slot, v, f"{place}.{k}", allow) for k, v in options.items()}
+
+
+def _built(slot: str, value: Any, place: str, allow: tuple[str, ...]) -> Any:
+    """An option's value, with an object in place of every node inside."""
     if isinstance(value, dict):
-        node = cast("dict[str, Any]", value)
-        if "_target_" in node:
-            yield place, node
-        for key, inner in node.items():
-            yield from _nodes(inner, f"{place}.{key}")
-    elif isinstance(value, list):
-        for i, inner in enumerate(cast("list[Any]", value)):
-            yield from _nodes(inner, f"{place}[{i}]")
+        inner = cast("dict[str, Any]", value)
+        if "_target_" in inner:
+            target, options = _checked(slot, inner, place, allow)
+            return target(**options)
+        if odd := next((k for k in inner if str(k).startswith("_") and str(k).endswith("_")), None):
+            raise UserError(f"{place}.{odd} is no option: only _target_ has a meaning.")
+        return {k: _built(slot, v, f"{place}.{k}", allow) for k, v in inner.items()}
+    if isinstance(value, list):
+        return [
+            _built(slot, v, f"{place}[{i}]", allow) for i, v in enumerate(cast("list[Any]", value))
+        ]
+    if isinstance(value, str) and "${" in value:
+        raise UserError(f"{place}={value} holds an interpolation that was not resolved: refused.")
+    return value
 
 
 def _resolve(target: str, base: type, place: str, allow: tuple[str, ...]) -> type:
@@ -213,6 +228,13 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
         if key not in parameters:
             known = ", ".join(k for k in parameters if k not in ("paths", "setup"))
             raise UserError(f"{place}.{key}: {target.__name__} has no such option; it has {known}.")
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and "seed" not in key:
+            default = parameters[key].default
+            counts = isinstance(value, int) and isinstance(default, int) and default > 0
+            if not value >= (1 if counts else 0):  # NaN as well
+                least = "1 or more" if counts else "0 or more"
+                raise UserError(f"{place}.{key}={value} must be {least}.")
         if key not in hints or _has_nodes(value):
             continue
         if is_dataclass(hints[key]) and isinstance(value, dict):
@@ -226,7 +248,10 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
 
 
 def _has_nodes(value: Any) -> bool:
-    return next(_nodes(value, ""), None) is not None
+    if isinstance(value, dict):
+        inner = cast("dict[str, Any]", value)
+        return "_target_" in inner or any(map(_has_nodes, inner.values()))
+    return isinstance(value, list) and any(map(_has_nodes, cast("list[Any]", value)))
 
 
 # ---- what several modes do with a config ----

@@ -1,8 +1,9 @@
-"""Reading checkpoints and weights: plain data and tensors, never code."""
+"""Reading checkpoints and weights: plain data and tensors, never code, and nothing damaged."""
 
 from __future__ import annotations
 
 import logging
+import zipfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from geodl.data.preprocess import Preprocess
 from geodl.errors import UserError
 from geodl.runs import record
 from geodl.runs.build import build_task
@@ -27,27 +29,65 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise UserError(f"ckpt={path} does not exist: give a last.ckpt or best.ckpt of a run.")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the archive's fault suggests
-        raise UserError(f"ckpt={path} cannot be read: it is truncated or no checkpoint.") from error
-    return check_format(checkpoint, path)
-
-
-def check_format(checkpoint: Any, path: Path) -> dict[str, Any]:
-    meta = checkpoint.get("geodl") if isinstance(checkpoint, dict) else None
-    if meta is None:
+    checkpoint = content_of(path, "ckpt")
+    meta: Any = checkpoint.get("geodl") if isinstance(checkpoint, dict) else None
+    if not isinstance(meta, dict):
         raise UserError(
             f"{path} is no checkpoint of geodl: use weights={path} for weights of another code."
         )
-    if meta["format"] > record.FORMAT:
+    plain = cast("dict[str, Any]", meta)
+    if not isinstance(plain.get("format"), int) or plain["format"] > record.FORMAT:
         raise UserError(
-            f"{path} has format {meta['format']}, this geodl reads up to {record.FORMAT}: upgrade "
-            "geodl (pip install -U geodl)."
+            f"{path} has format {plain.get('format')}, this geodl reads up to {record.FORMAT}: "
+            "upgrade geodl (pip install -U geodl)."
         )
-    if meta["format"] < 2:
-        meta["config"] = upgraded(meta["config"])
+    have = {**plain, "state_dict": checkpoint.get("state_dict")}
+    if not all(
+        isinstance(have.get(k), dict) for k in ("config", "spec", "preprocess", "state_dict")
+    ):
+        raise UserError(f"{path} lacks its config or weights: it is damaged, or made by hand.")
+    if _interpolates(plain["config"]):
+        raise UserError(
+            f"{path} has a config with an interpolation (${{...}}), which geodl never writes: do "
+            "not trust this file."
+        )
+    if plain["format"] < 2:
+        plain["config"] = upgraded(plain["config"])
     return cast("dict[str, Any]", checkpoint)
+
+
+def content_of(path: Path, key: str) -> Any:
+    """Plain data and tensors of a file that torch wrote. The checksums of its parts are compared:
+    torch itself would take a changed byte for a number.
+
+    Raises:
+        UserError: it is damaged, or holds anything else.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                claimed = sum(member.file_size for member in archive.infolist())
+                if claimed > path.stat().st_size:  # torch stores tensors as they are
+                    raise ValueError(f"it claims to unpack to {claimed} bytes")
+                if (bad := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {bad} differs")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile and torch raise whatever the archive's fault suggests
+        reason = str(error).split("\n")[0][:100] if isinstance(error, ValueError) else ""
+        raise UserError(
+            f"{key}={path} cannot be read: it is damaged, cut off, or holds more than tensors and "
+            f"plain data{f' ({reason})' if reason else ''}."
+        ) from error
+
+
+def _interpolates(value: Any) -> bool:
+    """Whether some text in plain data would be resolved by OmegaConf."""
+    if isinstance(value, dict):
+        inner = cast("dict[Any, Any]", value)
+        return any(_interpolates(k) or _interpolates(v) for k, v in inner.items())
+    if isinstance(value, (list, tuple)):
+        return any(map(_interpolates, cast("list[Any]", value)))
+    return isinstance(value, str) and "${" in value
 
 
 def upgraded(config: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +111,28 @@ def restore(path: Path, cfg: DictConfig) -> tuple[DictConfig, Task, dict[str, An
         given = HydraConfig.get().overrides.task
         if any(word.startswith("batch_size=") for word in given):
             stored.batch_size = cfg.batch_size
-    task = build_task(stored, DataSpec.from_plain(meta["spec"]))
+    try:
+        spec = DataSpec.from_plain(meta["spec"])
+        Preprocess(**meta["preprocess"])
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} does not say what its data were: it is damaged.") from error
+    task = build_task(stored, spec)
     task.load_strict(checkpoint["state_dict"], path)
+    if broken := not_finite(checkpoint["state_dict"]):
+        log.warning("%s has NaN or infinite weights (%s): its training diverged", path, broken)
     return stored, task, meta
+
+
+def not_finite(state: dict[str, Any]) -> str | None:
+    """The first tensor of a state dict with NaN or infinite numbers."""
+    return next(
+        (
+            name
+            for name, x in state.items()
+            if isinstance(x, torch.Tensor) and x.is_floating_point() and not x.isfinite().all()
+        ),
+        None,
+    )
 
 
 def load_weights(file: str) -> dict[str, Any]:
@@ -81,10 +140,7 @@ def load_weights(file: str) -> dict[str, Any]:
     path = Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"weights={path} does not exist.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the archive's fault suggests
-        raise UserError(f"weights={path} cannot be read: it is truncated or no weights.") from error
+    content = content_of(path, "weights")
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(
         isinstance(v, torch.Tensor) for v in cast("dict[str, Any]", state).values()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from geodl.atomic import atomic
+from geodl.atomic import atomic, write_csv
 from geodl.data.preprocess import Preprocess
 from geodl.data.source import Source
 from geodl.errors import UserError
@@ -137,6 +137,7 @@ def _evaluate(
             "protocol": task.spec.protocol,
             "checkpoint": checkpoint or ("last" if cfg.select == "last" else "best"),
             "up": task.spec.up,
+            **({"dropped": report.dropped} if report.dropped else {}),
             **made,
         }
         stem = f"{name}-{checkpoint}" if checkpoint else name
@@ -174,10 +175,7 @@ def _per_class(path: Path, evaluation: Evaluation) -> None:
     rows = evaluation.details.get("per_class") or []
     if not rows:
         return
-    with atomic(path) as part, part.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(path, list(rows[0]), rows)
 
 
 def _table(entries: dict[str, Any]) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -16,7 +19,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from geodl.atomic import atomic
 from geodl.data.loaders import Loaders
 from geodl.errors import UserError
-from geodl.tasks.base import Task, headline
+from geodl.runs.checkpoint import not_finite
+from geodl.tasks.base import NotFinite, Task, headline
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +88,25 @@ class History(L.Callback):
                 self.better = best is None or self.value > best
                 if self.better:
                     self.best, self.best_epoch = scores[name], trainer.current_epoch
+        if broken := self._broken(row, task):
+            raise NotFinite(
+                f"training diverged: {broken} at the end of epoch {trainer.current_epoch + 1}; "
+                "lower optim.lr, or look at the data; last.ckpt holds the epoch before."
+            )
         row["seconds"] = time.perf_counter() - self.clock
         self.seconds += row["seconds"]
         self.rows.append(row)
         pl_module.log_dict({k: v for k, v in row.items() if k != "epoch"}, rank_zero_only=True)
         if not sys.stderr.isatty():
             log.info(self.line(task, trainer.max_epochs or 0))
+
+    def _broken(self, row: dict[str, float], task: Task) -> str | None:
+        """What is NaN or infinite after an epoch: a loss or headline, or weights."""
+        heads = ("loss", *(n for n, m in task.metrics.items() if m.headline))
+        shown = [f"{split}/{n}" for split in ("train", "val", "test") for n in heads]
+        bad = next((f"{k} is {row[k]}" for k in shown if not math.isfinite(row.get(k, 0.0))), None)
+        name = not_finite(task.state_dict())
+        return bad or (f"{name} has numbers that are not finite" if name else None)
 
     def line(self, task: Task, epochs: int) -> str:
         """The last epoch in one line that is as wide as the others, with the time left."""
@@ -165,6 +182,9 @@ class Saver(Checkpoint):
         self.history = history
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = self.history.folder
+        if not folder.is_dir():  # Lightning would make a new one, without what lay in it
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
         if self.history.better:
             self._save(trainer, "best.ckpt")
         self._save(trainer, "last.ckpt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 import traceback
 from pathlib import Path
@@ -24,7 +25,14 @@ def validate(cfg: Any) -> None:
 
     if cfg.mode not in MODES:
         raise UserError(f"mode={cfg.mode} is not known{_near(str(cfg.mode), MODES)}.")
-    for key, low in (("seed", 0), ("epochs", 0), ("batch_size", 1), ("workers", 0), ("threads", 1)):
+    for key, low in (
+        ("seed", 0),
+        ("epochs", 0),
+        ("batch_size", 1),
+        ("workers", 0),
+        ("threads", 1),
+        ("stop_code", 0),
+    ):
         integer(key, low)
     if cfg.select not in ("last", "val", "test"):
         raise UserError(f"select={cfg.select} is not known: choose last, val or test.")
@@ -58,7 +66,7 @@ def validate(cfg: Any) -> None:
 # With a checkpoint, the config is the checkpoint's; only these may be given beside it.
 BESIDE_CKPT = (
     *("mode", "ckpt", "input", "output", "category", "test", "trainer", "paths", "debug"),
-    *("figures", "workers", "threads", "batch_size", "allow"),
+    *("figures", "workers", "threads", "batch_size", "allow", "stop_code"),
 )
 
 
@@ -100,6 +108,9 @@ def explain(error: BaseException) -> str | None:
     for link in chain:
         if isinstance(link, UserError):
             return str(link)
+    for link in chain:
+        if isinstance(link, OSError) and link.errno in DISK:
+            return _of_disk(link)
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
         inside = traceback.extract_tb(error.__traceback__)
         home = str(Path(hydra.__file__).parent)
@@ -135,6 +146,23 @@ def explain(error: BaseException) -> str | None:
     return next((t for t in texts if t), type(error).__name__).split(" full_key:")[0]
 
 
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT),
+    *(errno.EIO, errno.ENAMETOOLONG, errno.EFBIG, errno.ENOTDIR, errno.ESTALE),
+}
+
+
+def _of_disk(error: OSError) -> str:
+    """What a disk refused, and what to do."""
+    where = f"{error.filename}: " if error.filename else ""
+    advice = {
+        errno.ENOENT: "it was there before: was its folder removed or renamed meanwhile?",
+        errno.ENOSPC: "make room, then give the same command again: finished epochs are kept",
+        errno.EDQUOT: "make room, then give the same command again: finished epochs are kept",
+    }.get(int(error.errno or 0), "choose another place (paths.outputs, paths.cache, paths.data)")
+    return f"{where}{error.strerror} ({advice})."
+
+
 def with_source(sentence: str) -> str:
     """A sentence about an option that the experiment chose, not the user, says so."""
     from hydra.core.hydra_config import HydraConfig
@@ -166,15 +194,21 @@ def _options_of(config: str) -> set[str]:
 
 
 def _suggest(key: str) -> str:
-    """The closest key of the default config."""
+    """Whose option it is, or the closest key of the default config."""
     try:
         import yaml
 
         *parents, last = key.split(".")
         known: set[str] = set()
         if parents:
-            for path in (config_dir() / parents[0]).glob("*.yaml"):
-                known |= set(cast("dict[str, Any]", yaml.safe_load(path.read_text()) or {}))
+            owners: list[str] = []
+            for path in sorted((config_dir() / parents[0]).glob("[!_]*.yaml")):
+                options = set(cast("dict[str, Any]", yaml.safe_load(path.read_text()) or {}))
+                owners += [path.stem] if last in options and len(parents) == 1 else []
+                known |= options
+            if owners:
+                more = ", ..." if len(owners) > 4 else ""
+                return f" here, but one of {parents[0]}={', '.join(owners[:4])}{more}"
         else:
             known = set(yaml.safe_load((config_dir() / "run.yaml").read_text()))
             known |= {p.name for p in config_dir().iterdir() if p.is_dir()}

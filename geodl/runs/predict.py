@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import csv
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
-from geodl.atomic import atomic
-from geodl.data.files import CLOUD_SUFFIXES, MESH_SUFFIXES
+from geodl.atomic import write_csv
+from geodl.data import formats
+from geodl.data.folder import shapes_among
+from geodl.data.layout import counted, files_of
 from geodl.data.own import own_shape
 from geodl.data.preprocess import Preprocess
 from geodl.errors import UserError
@@ -22,55 +25,65 @@ from geodl.runs.build import device, paths
 from geodl.runs.checkpoint import restore
 from geodl.tasks.base import Task
 
+log = logging.getLogger(__name__)
+
 
 def predict(cfg: DictConfig) -> str:
     """Labels, maps or meshes for every file, coloured .ply, a picture of each."""
     files = _inputs(cfg.input)
-    stored, task, meta = restore(Path(cfg.ckpt).expanduser(), cfg)
+    checkpoint = Path(cfg.ckpt).expanduser()
+    stored, task, meta = restore(checkpoint, cfg)
     task.eval().to(device(stored))
-    groups = _grouped(files, task)
-    target = Path(
-        cfg.output
-        or Path(cfg.paths.outputs) / "predict" / record.valid_name(_title(cfg.input, groups))
-    ).expanduser()
-    record.make_folder(target)
+    groups = _grouped(list(files), task)
+    made_of = {
+        "checkpoint": f"{checkpoint.resolve()} {record.fingerprint(checkpoint)[:16]}",
+        "input": [str(Path(str(one)).expanduser().resolve()) for one in _listed(cfg.input)],
+    }
+    target = _place(cfg, checkpoint, made_of)
     given = Preprocess(**meta["preprocess"]), Cache(paths(cfg).cache), _category(task, cfg.category)
     # All mistakes before any output.
     shapes = [[own_shape(f, task.needs, task.out, *given) for f in group] for group in groups]
-    stems = ["-".join(record.valid_name(f.stem) for f in group) for group in groups]
-    if len(set(stems)) < len(stems):  # a.off and a.obj
-        stems = ["-".join(record.valid_name(f.name) for f in group) for group in groups]
-    if len(set(stems)) < len(stems):  # one/a.off and two/a.off
-        stems = [f"{i}-{stem}" for i, stem in enumerate(stems)]
+    for group in shapes:
+        for shape in group:
+            shape.name = files[shape.file]
+    stems = _unique([[files[file] for file in group] for group in groups])
+    fresh = not target.exists()
+    record.make_folder(target)
     try:
         rows = [task.write(s, target / stem) for s, stem in zip(shapes, stems, strict=True)]
     except UserError:
         with contextlib.suppress(OSError):
-            target.rmdir()  # if nothing was written
+            if fresh:
+                target.rmdir()  # if nothing was written
         raise
-    record.write_json(target / "predictions.json", rows)
+    record.write_json(target / "predictions.json", [row | made_of for row in rows])
     if task.columns:
-        with atomic(target / "predictions.csv") as part, part.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, ["file", *task.columns], extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
+        flat = [_flat(row) for row in rows]
+        classes = [key for key in flat[0] if key not in rows[0]]
+        write_csv(target / "predictions.csv", ["file", *task.columns, *classes], flat)
     return "\n".join([*(f"{row['file']}: {task.in_words(row)}" for row in rows), str(target)])
 
 
-def _inputs(given: Any) -> list[Path]:
-    """The files of ``input``: one, a list of them, or those of a folder."""
+def _listed(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, ListConfig) else [given]
+
+
+def _inputs(given: Any) -> dict[Path, str]:
+    """The files of ``input`` (one, a list of them, or those of a folder) and what to call them."""
     if isinstance(given, ListConfig):
-        return [file for one in given for file in _inputs(one)]
-    path = Path(given).expanduser()
+        return {file: name for one in given for file, name in _inputs(one).items()}
+    path = Path(str(given)).expanduser()
     if path.is_dir():
-        suffixes = (*MESH_SUFFIXES, *CLOUD_SUFFIXES[:2])
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+        every = files_of(path)
+        files = shapes_among(every)
         if not files:
-            raise UserError(f"input={path} has no mesh or cloud ({' '.join(suffixes)}).")
-        return files
+            raise UserError(f"input={path} has no mesh or cloud ({' '.join(formats.READERS)}).")
+        if ignored := [f for f in every if f not in files]:
+            log.info("ignored: %s", counted(ignored, path))
+        return {f: str(f.relative_to(path)) for f in files}
     if not path.is_file():
         raise UserError(f"input={path} does not exist: give a file or a folder.")
-    return [path]
+    return {path: path.name}
 
 
 def _grouped(files: list[Path], task: Task) -> list[list[Path]]:
@@ -84,11 +97,52 @@ def _grouped(files: list[Path], task: Task) -> list[list[Path]]:
     return [files] if n > 1 else [[file] for file in files]
 
 
-def _title(given: Any, groups: list[list[Path]]) -> str:
-    if isinstance(given, ListConfig):
-        names = [file.stem for group in groups for file in group]
-        return "-".join(names[:4]) + (f"-and-{len(names) - 4}-more" if len(names) > 4 else "")
-    return Path(given).expanduser().resolve().stem
+def _place(cfg: DictConfig, checkpoint: Path, made_of: dict[str, Any]) -> Path:
+    """Where predictions go: ``output``, or ``<outputs>/predict/<run>-<checkpoint>/<input>``, with a
+    number where that holds those of another input or checkpoint of the same name.
+
+    Raises:
+        UserError: ``output`` holds others.
+    """
+    if cfg.output:
+        target = Path(cfg.output).expanduser()
+        if _others(target, made_of):
+            raise UserError(
+                f"output={cfg.output} holds the predictions of another input or checkpoint: name "
+                "another folder."
+            )
+        return target
+    run = record.valid_name(f"{checkpoint.resolve().parent.name}-{checkpoint.stem}")
+    names = [Path(p).name for p in made_of["input"]]
+    title = "-".join(names[:4]) + (f"-and-{len(names) - 4}-more" if len(names) > 4 else "")
+    above = Path(cfg.paths.outputs).expanduser() / "predict" / run
+    target, n = above / record.valid_name(title), 1
+    while _others(target, made_of):
+        n += 1
+        target = above / f"{record.valid_name(title)}-{n}"
+    return target
+
+
+def _others(target: Path, made_of: dict[str, Any]) -> bool:
+    """Whether a folder holds predictions that were made of something else."""
+    rows: Any = record.read_json(target / "predictions.json")
+    first = rows[0] if isinstance(rows, list) and rows else {}
+    return bool(first) and any(first.get(k) != v for k, v in made_of.items())
+
+
+def _unique(groups: Sequence[Sequence[str]]) -> list[str]:
+    """A file name for every group, from the names of its files, each another one."""
+    stems = ["-".join(record.valid_name(str(Path(n).with_suffix(""))) for n in g) for g in groups]
+    if len(set(stems)) < len(stems):  # a.off and a.obj
+        stems = ["-".join(record.valid_name(n) for n in group) for group in groups]
+    if len(set(stems)) < len(stems):  # "a b.off" and "a-b.off"
+        stems = [f"{i}-{stem}" for i, stem in enumerate(stems)]
+    return stems
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the probabilities of the classes as columns of their own."""
+    return row | {f"p({name})": p for name, p in row.get("probabilities", {}).items()}
 
 
 def _category(task: Task, name: str | None) -> Tensor | None:

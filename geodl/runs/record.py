@@ -5,6 +5,7 @@ Nothing here imports torch, so that a finished run is skipped in a blink.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -22,6 +23,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from geodl.atomic import atomic
+from geodl.data.layout import files_of
 from geodl.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,15 @@ NOT_HASHED = [
     "table",
     "budget",
     "launch",
+    "stop_code",
 ]
+# Modules that every training goes through. Their version is part of a run's name, as is that of
+# every component, once it is later than the first one.
+SHARED = (
+    *("ops", "nn", "carry", "shape", "tasks.base"),
+    *("data.preprocess", "data.views", "data.loaders"),
+)
+FIRST = {"ops": 4, "data.creatures": 3}  # others began with 1
 NOT_HASHED_TRAINER = ("accelerator", "devices", "deterministic")
 FORMAT = 2  # of checkpoints and result.json
 
@@ -83,14 +93,28 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         plain["data"]["folder"] = fingerprint(Path(folder))
     if plain.get("threads") == 1:
         del plain["threads"]
+    plain["code"] = {module: v for module in SHARED if (v := later_version(module))}
     return _dense(plain)
+
+
+@functools.cache
+def later_version(module: str) -> int | None:
+    """``VERSION`` of a module of geodl ("encoders.dgcnn"), read without importing it, if it is
+    later than the first. It is raised when what is trained with the module comes out otherwise."""
+    place = Path(__file__).resolve().parent.parent.joinpath(*module.split("."))
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    found = re.search(r"^VERSION = (\d+)", file.read_text(), re.M) if file.is_file() else None
+    number = int(found[1]) if found else 1
+    return number if number > FIRST.get(module, 1) else None
 
 
 def _dense(value: Any) -> Any:
     if isinstance(value, Mapping):
         inner = {k: _dense(v) for k, v in cast("Mapping[str, Any]", value).items()}
         if str(inner.get("_target_", "")).startswith("geodl."):
-            inner["_target_"] = inner["_target_"].rsplit(".", 1)[-1]
+            module, _, inner["_target_"] = inner["_target_"].removeprefix("geodl.").rpartition(".")
+            if number := later_version(module):
+                inner["_version_"] = number
         return {k: v for k, v in inner.items() if v is not None and v != {} and v != []}
     if isinstance(value, list):
         return [_dense(v) for v in cast("list[Any]", value)]
@@ -109,12 +133,12 @@ def hash_of(identity: Mapping[str, Any]) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """blake2b of a file, or of the names and contents of a folder's files (hidden ones aside)."""
+    """blake2b of a file, or of the names and contents of a folder's files (see ``files_of``)."""
     path = path.expanduser()
     if not path.exists():
         raise UserError(f"{path} does not exist: give an existing file or folder.")
     state = hashlib.blake2b(digest_size=16)
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("[!.]*") if p.is_file())
+    files = [path] if path.is_file() else files_of(path)
     for file in files:
         if path.is_dir():
             state.update(str(file.relative_to(path)).encode() + b"\0")
@@ -142,10 +166,35 @@ def write_json(path: Path, content: Any) -> None:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """A run's result.json, or None if there is none that can be read."""
-    return read_json(folder / "result.json")
+    return read_entry(folder / "result.json")
 
 
-def read_json(file: Path) -> dict[str, Any] | None:
+def read_entry(file: Path) -> dict[str, Any] | None:
+    """The result of a run, or None if there is none that can be used; a damaged one is named."""
+    result: Any = read_json(file)
+    if result is None:
+        return None
+    whole = isinstance(result, dict) and isinstance(result.get("status"), str)
+    if whole and result["status"] == "done" and result.get("format", FORMAT) == FORMAT:
+        whole = all(isinstance(result.get(k), dict) for k in ("eval", "metrics", "config"))
+        whole = whole and isinstance(result.get("finished"), str)
+        whole = whole and all(_scores(result, e) for e in result["eval"].values())
+    if not whole:
+        log.warning("%s is no result of a run: taken as absent", file)
+        return None
+    return cast("dict[str, Any]", result)
+
+
+def _scores(result: Any, entry: Any) -> bool:
+    """Whether an evaluation has numbers, the headline among them."""
+    scores: Any = entry.get("scores") if isinstance(entry, dict) else None
+    if not isinstance(scores, dict):
+        return False
+    heads = [n for n, m in result["metrics"].items() if isinstance(m, dict) and m.get("headline")]
+    return any(isinstance(cast("dict[str, Any]", scores).get(n), (int, float)) for n in heads)
+
+
+def read_json(file: Path) -> Any:
     """What a file holds, or None if there is none; one that cannot be read is named."""
     try:
         return json.loads(file.read_text())
@@ -171,7 +220,7 @@ def finished(cfg: DictConfig) -> tuple[Path, dict[str, Any]] | None:
         found.append((folder, result))
     if cfg.paths.ledger:
         entry = Path(cfg.paths.ledger, f"{folder.name}.json").expanduser()
-        if (known := read_json(entry)) is not None:
+        if (known := read_entry(entry)) is not None and known["status"] == "done":
             found.append((entry, known))
     return min(found, key=lambda f: len(missing_tests(cfg, f[1])), default=None)
 
@@ -189,7 +238,19 @@ def skipped(cfg: DictConfig) -> bool:
         return False
     scores = ", ".join(f"{k} {v:.4f}" for k, v in headlines(result).items())
     sys.stdout.write(f"skipped, finished before: {where} ({scores})\n")
+    if cfg.logger:
+        name = str(cfg.logger.get("_target_", "logger")).rpartition(".")[2]
+        log.info("%s logs nothing: the run is finished (force=true trains it again)", name)
+    if other := other_versions(result):
+        log.info("made with %s", other)
     return True
+
+
+def other_versions(result: Mapping[str, Any]) -> str:
+    """Packages of which a result was made with another version than is installed, in words."""
+    then, now = result.get("versions") or {}, versions()
+    changed = [f"{n} {v} (here {now[n]})" for n, v in then.items() if now.get(n, v) != v]
+    return ", ".join(changed)
 
 
 def headlines(result: Mapping[str, Any]) -> dict[str, float]:
@@ -215,7 +276,7 @@ def to_ledger(folder: Path, ledger: Path) -> Path | None:
     result.pop("traceback", None)
     ledger.mkdir(parents=True, exist_ok=True)
     entry = ledger / f"{folder.name}.json"
-    known = read_json(entry) or {}
+    known = read_entry(entry) or {}
     if known.get("finished") == result["finished"]:
         result["eval"] = {**known["eval"], **result["eval"]}
     if known.get("finished", "") <= result["finished"] and known != result:
@@ -254,14 +315,19 @@ def make_folder(folder: Path) -> None:
 
 def provenance() -> dict[str, Any]:
     """Versions, commit and machine, as results store them."""
+    return {"versions": versions(), **commit()}
+
+
+def versions() -> dict[str, str]:
+    """Of Python, geodl and the packages that numbers depend on."""
     packages = ("geodl", "torch", "lightning", "hydra-core", "numpy", "scipy", "potpourri3d")
-    versions: dict[str, str] = {"python": platform.python_version()}
+    found: dict[str, str] = {"python": platform.python_version()}
     for name in packages:
         try:
-            versions[name] = metadata.version(name)
+            found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return {"versions": versions, **commit()}
+    return found
 
 
 def commit() -> dict[str, Any]:
@@ -293,4 +359,4 @@ def peak_memory_mb() -> float:
 
 def valid_name(text: str) -> str:
     """Text as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-") or "unnamed"
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[-80:] or "unnamed"

@@ -16,10 +16,12 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from geodl.errors import Stopped
 from geodl.runs import record
 from geodl.runs.mistakes import explain, validate
 
 log = logging.getLogger("geodl")
+STATUS = ("done", "skipped", "resumed", "stopped", "failed")
 
 
 @contextlib.contextmanager
@@ -33,6 +35,9 @@ def board(outputs: Path) -> Generator[list[dict[str, Any]]]:
     entries: list[dict[str, Any]] = []
     try:
         yield entries
+    except Stopped:
+        log.error("stopped (SIGTERM): the same command goes on from here")
+        raise
     except Exception as error:
         if explain(error) is not None or not board.is_file():
             raise
@@ -84,17 +89,37 @@ def sweep_job(cfg: Any) -> None:
             command = [sys.executable, "-m", "geodl", *overrides]
             with gpu(cfg) as device:
                 environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
-                done = subprocess.run(command, env=environment | device, preexec_fn=die_along)
-                code = done.returncode
+                code = _run(command, environment | device)
             if code in (-2, 130):
                 raise KeyboardInterrupt
             entry["status"] = "failed" if code else "resumed" if resumed else "done"
             result = record.read_result(folder) if folder else None
             if result:
                 entry |= {"where": str(folder), "eval": record.headlines(result)}
+    except (KeyboardInterrupt, Stopped):
+        _note(entry | {"status": "stopped"})
+        raise
     except Exception as error:
         entry |= {"status": "failed"}
         sys.stderr.write(f"geodl: {explain(error) or traceback.format_exc()}\n")
+    _note(entry)
+
+
+def _run(command: list[str], environment: dict[str, str]) -> int:
+    """The exit code of a job's process, which is asked to stop where this one is."""
+    job = subprocess.Popen(command, env=environment, preexec_fn=die_along)
+    try:
+        return job.wait()
+    except BaseException:
+        job.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            job.wait(timeout=20)
+        job.kill()
+        raise
+
+
+def _note(entry: dict[str, Any]) -> None:
+    """One line on the sweep's board."""
     board = Path(os.environ["GEODL_SWEEP"])
     board.parent.mkdir(parents=True, exist_ok=True)
     with board.open("a") as stream:
@@ -149,21 +174,19 @@ def summary(entries: list[dict[str, Any]]) -> int:
     table = Table(title=None)
     for column in ("job", "status", *tests):
         table.add_column(column, justify="left" if column in ("job", "status") else "right")
-    for e in entries:
+    for e in sorted(entries, key=lambda e: STATUS.index(e["status"])):  # failures stand last
         scores = [f"{e['eval'][t]:.3f}" if t in e.get("eval", {}) else "" for t in tests]
         table.add_row(escape(e["job"]), e["status"], *scores)
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table)
-    places = [e["where"] for e in entries if "where" in e]
-    if places:
-        console.print("results and pictures:", highlight=False)
-        for place in dict.fromkeys(places):
-            inside = Path(place, "figures")
-            console.print(
-                f"  {inside if inside.is_dir() else place}", highlight=False, soft_wrap=True
-            )
-    counts = {
-        s: sum(e["status"] == s for e in entries) for s in ("done", "skipped", "resumed", "failed")
-    }
-    console.print(", ".join(f"{n} {s}" for s, n in counts.items()))
+    places = list(dict.fromkeys(e["where"] for e in entries if "where" in e))
+    drawn = [p for p in places if Path(p, "figures").is_dir()]
+    for what, members in (("pictures", drawn), ("results", [p for p in places if p not in drawn])):
+        if members:
+            console.print(f"{what}:", highlight=False)
+        for place in members:
+            inside = f"{place}/figures" if what == "pictures" else place
+            console.print(f"  {inside}", highlight=False, soft_wrap=True, markup=False)
+    counts = {s: sum(e["status"] == s for e in entries) for s in STATUS}
+    console.print(", ".join(f"{n} {s}" for s, n in counts.items() if n or s != "stopped"))
     return counts["failed"]

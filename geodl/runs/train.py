@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 import sys
 import time
 import traceback
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from geodl.atomic import atomic
 from geodl.data.loaders import Loaders
-from geodl.errors import UserError
+from geodl.errors import Stopped, UserError
 from geodl.runs import record
 from geodl.runs.build import (
     Parts,
@@ -31,10 +32,10 @@ from geodl.runs.build import (
     device,
     make,
 )
-from geodl.runs.checkpoint import check_format, initialise, load_weights
+from geodl.runs.checkpoint import initialise, load_checkpoint, load_weights, not_finite
 from geodl.runs.evaluate import evaluate_run
 from geodl.runs.history import History, Saver
-from geodl.tasks.base import Task
+from geodl.tasks.base import NotFinite, Task
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +43,18 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> str:
     """Train, or resume, or only evaluate what is missing; then write figures and result.json."""
     folder = record.run_folder(cfg)
+    fresh = not folder.exists()
     record.make_folder(folder)
     with _alone(folder):
         result = record.read_result(folder)
         if cfg.force or not (result and result.get("status") == "done"):
-            _train(cfg, folder)
+            try:
+                _train(cfg, folder)
+            except UserError as error:
+                # A mistake leaves nothing behind; a divergence is worth a record.
+                if fresh and not isinstance(error, NotFinite) and not list(folder.glob("*.ckpt")):
+                    _remove(folder, Path(cfg.paths.outputs).expanduser())
+                raise
         try:
             return evaluate_run(cfg, folder)
         except Exception:  # the training is done; what its evaluation died of stays on record
@@ -55,6 +63,16 @@ def train(cfg: DictConfig) -> str:
                 folder / "result.json", result | {"traceback": traceback.format_exc()}
             )
             raise
+
+
+def _remove(folder: Path, outputs: Path) -> None:
+    """A run folder, and those above it that are empty then, up to ``outputs``."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for above in folder.parents:
+            if above == outputs.parent:
+                break
+            above.rmdir()
 
 
 @contextlib.contextmanager
@@ -67,7 +85,7 @@ def _alone(folder: Path) -> Generator[None]:
         log.info("%s is being trained by another process: waiting for it", folder)
         lock.acquire()
     try:
-        for part in folder.glob(".*.part"):  # of a process that was killed while it wrote
+        for part in folder.rglob(".*.part"):  # of a process that was killed while it wrote
             part.unlink()
         yield
     finally:
@@ -77,6 +95,9 @@ def _alone(folder: Path) -> Generator[None]:
 def _train(cfg: DictConfig, folder: Path) -> None:
     started = time.time()
     config = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
+    before = record.read_result(folder) or {}
+    if before.get("status") == "diverged" and not cfg.force:
+        log.warning("this run diverged before, and going on will do so again: %s", before["why"])
     if cfg.force:
         for name in ("last.ckpt", "best.ckpt", "metrics.csv", "result.json"):
             (folder / name).unlink(missing_ok=True)
@@ -93,17 +114,21 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     history: History | None = None
     try:
         source = build_data(cfg)
-        source.all_splits()
+        found = source.found()
+        log.info(found)
+        (folder / "data.txt").write_text(found + "\n")
         task = build_task(cfg, source.spec)
         parts = Parts(cfg, source, task)
         loaders, tests = parts.loaders(), parts.tests(list(cfg.test))
         if cfg.select == "val" and not loaders.has("val"):
             raise UserError(f"select=val, but {source.name} has no val split: use select=last.")
-        report = loaders.prepare()
+        # The test split stays closed until it is evaluated, unless it selects the epoch.
+        open_now = {"train", "test" if cfg.select == "test" else "val"} & set(source.all_splits())
+        report = loaders.prepare(sorted(open_now))
         log.info("%s", report)
         _log_mended(report.mended)
-        for name, chosen in tests.items():  # a change that cannot be is better known now
-            loaders.try_change(str(cfg.test[name].split), chosen)
+        for chosen in tests.values():  # a change that cannot be is better known now
+            loaders.try_change("train", chosen)
         result |= {
             "protocol": source.spec.protocol,
             "split_checksum": source.split_checksum(),
@@ -125,6 +150,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         }
         history = History(folder, meta, cfg.select)
         _fit(cfg, task, loaders, folder, history)
+        if broken := not_finite(task.state_dict()):
+            raise NotFinite(f"the weights are not finite ({broken}): nothing was trained.")
         epochs = len(history.rows)
         last = history.rows[-1] if history.rows else {}
         result |= {
@@ -144,12 +171,19 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         }
         record.write_json(folder / "result.json", result)
     except BaseException as error:
+        status = "failed"
+        if isinstance(error, (KeyboardInterrupt, Stopped)):
+            status = "interrupted"
+        elif isinstance(error, NotFinite):
+            status = "diverged"
         result |= {
-            "status": "interrupted" if isinstance(error, KeyboardInterrupt) else "failed",
+            "status": status,
+            "why": str(error),
             "seconds": round(time.time() - started, 2),
             "traceback": traceback.format_exc(),
         }
-        record.write_json(folder / "result.json", result)
+        with contextlib.suppress(OSError):  # a full disk, a folder that is gone: not the news here
+            record.write_json(folder / "result.json", result)
         raise
 
 
@@ -177,9 +211,8 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
         log_every_n_steps=1,
     )
     last = folder / "last.ckpt"
-    resume = last if last.is_file() else None
+    resume = _good(folder)
     if resume:
-        check_format(torch.load(resume, map_location="cpu", weights_only=True), resume)
         log.info("resuming %s", resume)
     else:
         task.fit(loaders.batches("train"))
@@ -210,6 +243,20 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
         except (ValueError, RuntimeError) as error:
             raise _explained(error) from error
     history.write_csv()
+
+
+def _good(folder: Path) -> Path | None:
+    """The checkpoint to go on from: last.ckpt or, if that is damaged, best.ckpt, which has the
+    state of an earlier epoch."""
+    for name in ("last.ckpt", "best.ckpt"):
+        if (path := folder / name).is_file():
+            try:
+                load_checkpoint(path)
+            except UserError as error:
+                log.warning("%s It is left aside.", error)
+            else:
+                return path
+    return None
 
 
 def _explained(error: Exception) -> Exception:

@@ -304,7 +304,11 @@ class Task(L.LightningModule):
 
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of another code under this model's names; its own come back as they are."""
-        return state
+        own = self.state_dict()
+        translated = self.encoder.translate(state)
+        if translated is not state:  # buffers that follow from the configuration
+            translated |= {k: v for k, v in own.items() if k.startswith("features.")}
+        return translated
 
     def load_strict(self, state: dict[str, Tensor], source: Path | str) -> None:
         """Load a state dict key by key.

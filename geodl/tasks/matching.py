@@ -370,43 +370,6 @@ class Matching(Task):
     def in_words(self, row: Mapping[str, Any]) -> str:
         return f"{row['map']}, {row['cover']:.0%} of the source's vertices are hit"
 
-    # ---- weights ----
-
-    def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The names of nmwsharp/diffusion-net's FunctionalMapCorrespondence... as ours."""
-        prefix = "feature_extractor."
-        if not state or not all(key.startswith(prefix) for key in state):
-            return state
-        own = set(self.state_dict())
-        # Dropout layers stand between the linear ones here: the n-th linear layer is the n-th.
-        linear = sorted(
-            {int(k.split(".")[4]) for k in own if k.startswith("encoder.blocks.0.mlp.")}
-        )
-        names = {
-            "first_lin": "encoder.first",
-            "last_lin": "head",
-            "diffusion.diffusion_time": "time",
-            "gradient_features.A_re": "real",
-            "gradient_features.A_im": "imaginary",
-        } | {f"mlp.miniMLP_mlp_layer_{i:03d}": f"mlp.{n}" for i, n in enumerate(linear)}
-        translated: dict[str, Tensor] = {}
-        for key, value in state.items():
-            word = key.removeprefix(prefix)
-            if word.startswith("block_"):
-                number, word = word.removeprefix("block_").split(".", 1)
-                head = f"encoder.blocks.{number}."
-            else:
-                head = ""
-            for theirs, ours in names.items():
-                if word == theirs or word.startswith(f"{theirs}."):
-                    word = ours + word.removeprefix(theirs)
-                    break
-            translated[head + word] = value
-        for key in own - translated.keys():  # buffers that follow from the configuration
-            if key.startswith("features."):
-                translated[key] = self.state_dict()[key]
-        return translated
-
 
 # ---- what a map needs of a shape ----
 

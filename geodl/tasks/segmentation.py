@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics import Metric
@@ -162,21 +163,26 @@ class Segmentation(Task):
         with torch.no_grad():
             logits = self.predict_eval(batch).output.float().cpu()
         if spec.category_parts and shape.seen.category is not None:
-            allowed = torch.tensor(spec.category_parts[int(shape.seen.category)])
-            part = allowed[logits[:, allowed].argmax(1)].numpy()
-        else:
-            part = logits.argmax(1).numpy()
+            others = torch.ones(len(spec.parts), dtype=torch.bool)
+            others[list(spec.category_parts[int(shape.seen.category)])] = False
+            logits[:, others] = -torch.inf
+        probability = logits.softmax(1).numpy()
         # From the model's elements back onto those of the user's mesh.
         target = elements(shape.placed, self.out)
-        own = part
-        if len(part) != len(target):
-            own = part[nearest(target, elements(shape.seen, self.out))]
+        if len(probability) != len(target):
+            probability = probability[nearest(target, elements(shape.seen, self.out))]
+        if self.out == "face" and shape.polygons != len(target):
+            probability = _mean_of(probability, shape.polygon, shape.polygons)
+        own = probability.argmax(1)
+        on_triangles = own[shape.polygon] if self.out == "face" else own
         pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()
-        vertex = viz.on_vertices(viz.palette(len(spec.parts))[own], shape.placed, self.out)
+        vertex = viz.on_vertices(viz.palette(len(spec.parts))[on_triangles], shape.placed, self.out)
         color = (vertex * 255).astype(np.uint8)
         write_ply(place.with_name(f"{place.name}.ply"), pos, face, color)
         with atomic(place.with_name(f"{place.name}.csv")) as partial:
             np.savetxt(partial, own, fmt="%d", header=f"{self.out} labels: {list(spec.parts)}")
+        with atomic(place.with_name(f"{place.name}.npy")) as partial, partial.open("wb") as stream:
+            np.save(stream, probability.astype(np.float32))
         picture = place.with_name(f"{place.name}.png")
         viz.save_shape(pos, face, vertex, picture, shape.name, spec.parts, up=spec.up)
         share = np.bincount(own, minlength=len(spec.parts)) / len(own)
@@ -184,8 +190,19 @@ class Segmentation(Task):
             "file": shape.name,
             "labels_on": self.out,
             "labels": f"{place.name}.csv",
+            "probabilities_of_parts": f"{place.name}.npy",
             "parts": {n: round(float(s), 4) for n, s in zip(spec.parts, share, strict=True)},
         }
 
     def in_words(self, row: Mapping[str, Any]) -> str:
         return ", ".join(f"{k} {v:.0%}" for k, v in row["parts"].items() if v)
+
+
+def _mean_of(
+    values: NDArray[np.float32], group: NDArray[np.int64], groups: int
+) -> NDArray[np.float32]:
+    """Means (groups c) of the rows (n c) of each group; an empty group gets equal shares."""
+    total = np.zeros((groups, values.shape[1]), np.float32)
+    np.add.at(total, group, values)
+    count = np.bincount(group, minlength=groups)[:, None]
+    return np.where(count > 0, total / np.maximum(count, 1), 1 / values.shape[1])
