@@ -124,6 +124,15 @@ SAME = {
     "comments.obj": "# head\n\n" + obj().replace("\n", " # c\n"),
     "broken_lines.obj": obj().replace(" ", " \\\n"),
     "lines.obj": obj() + "l 1 2\np 3\n",
+    "old_mac.obj": obj().replace("\n", "\r"),
+    "names.obj": "# C:\\models\\\no a\u2028b\x0cc\x85d\n" + obj() + "# end\\\n",
+    "blank_after.obj": obj().replace("f ", "f \\ \n"),
+    "control_z.obj": obj() + "\x1a",
+    "lower.off": off(head="off\n{} {} 0\n"),
+    "comments.ply": ply().replace(b"made", "Ångström end_header 中 made".encode()),
+    "capitals.ply": ply().replace(b"double x", b"double X"),
+    "indexes.ply": ply().replace(b"vertex_indices", b"vertex_indexes"),
+    "padded.ply": ply("binary_little_endian") + b"\0\0\n",
     "UPPER.OBJ": obj(),
     "colours.obj": obj().replace("\n", " 0.5 0.5 0.5\n", len(POS)),
     "plain.off": off(),
@@ -162,6 +171,30 @@ def test_unused_vertices_stay(text, tmp_path):
     pos, face = read_mesh(put(tmp_path, f"a{suffix}", text))
     np.testing.assert_array_equal(pos, UNUSED)
     np.testing.assert_array_equal(face, FACE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        stl_binary() + b"\n",
+        stl_binary() + bytes(100),
+        stl_text().replace("endsolid a b", "end solid") + "\n",
+        stl_text() + "made by hand\n",
+    ],
+)
+def test_stl_as_people_write_it(content, tmp_path):
+    _, face = read_mesh(put(tmp_path, "a.stl", content))
+    np.testing.assert_array_equal(face, first_seen(POS, FACE)[1])
+
+
+def test_a_cut_to_a_hole(tmp_path):
+    """A square with a square hole as one polygon, which passes the cut twice."""
+    outer, inner = [(0, 0), (4, 0), (4, 4), (0, 4)], [(1, 1), (1, 3), (3, 3), (3, 1)]
+    pos = np.array([(*p, 0.0) for p in outer + inner])
+    mesh = formats.read(put(tmp_path, "a.off", off(pos, [[0, 1, 2, 3, 0, 4, 5, 6, 7, 4]])))
+    a, b, c = (pos[mesh.face[:, i]] for i in range(3))
+    area = np.cross(b - a, c - a)[:, 2] / 2
+    assert area.sum() == pytest.approx(12) and np.abs(area).sum() == pytest.approx(12)
 
 
 @pytest.mark.parametrize("content", [stl_text(), stl_binary(), stl_binary(head=b"other")])
@@ -298,6 +331,8 @@ CLOUDS = {
     "commas.txt": rows(POS).replace(" ", ","),
     "named.txt": "X Y Z\n" + rows(POS),
     "slashes.txt": "//X Y Z\n" + rows(POS),
+    "quoted.txt": '"x","y","z"\n' + rows(POS).replace(" ", ", "),
+    "units.txt": "X(m) Y(m) Z(m)\n" + rows(POS),
     "count.pts": f"{len(POS)}\n" + rows(POS),
     "bom.pts": "\ufeff" + rows(POS),
     "ascii.pcd": pcd("ascii"),
@@ -453,6 +488,17 @@ CUT = {
     "count.pts": ("43\n" + rows(POS), "its first line says 43 points, but 42 follow"),
     "ragged.xyz": (rows(POS) + "1 2\n", "point 42 is not 3 numbers"),
     "comma.xyz": ("0,1 0,2 0,3\n0,4 0,5 0,6\n", "decimals with a point"),
+    "comma_semicolon.txt": ("0,637;0,270;0,041\n" * 9, "decimals with a point"),
+    "comma_tabs.txt": ("0,6\t0,2\t0,1\n" * 9, "decimals with a point"),
+    "comma_named.txt": ("X;Y;Z\n" + "0,6;0,2;0,1\n" * 9, "decimals with a point"),
+    "comma_exponents.xyz": ("-6,370e-01 2,6e-01 1,0e00\n" * 9, "decimals with a point"),
+    "comma_more.xyz": ("0,6 0,2 0,0 1 2 3\n" * 9, "decimals with a point"),
+    "order.txt": ("# intensity x y z\n" + rows(POINTS), "x, y and z must come first"),
+    "pointer.obj": ("version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+    "pointer.ply": ("version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+    "uncounted.off": (off(face=[[0, 1, 2]]).replace("3 0 1 2", "0 3 2 1"), "should have 0 corners"),
+    "transposed.npz": (npz(pos=POS, face=FACE.T), "its faces have shape"),
+    "polygon.ply": (ply().replace(b"element face", b"element polygon"), "expected one vertex"),
     "two.xyz": (rows(POS[:, :2]), r"has shape \(42, 2\)"),
     "empty.xyz": ("# nothing\n", "it has no points"),
     "prose.txt": ("Dear reader,\nthis is no cloud.\n", "is not 2 numbers"),
@@ -560,3 +606,14 @@ def test_defective_meshes_are_refused_dropped_or_used(file, tmp_path_factory):
         put(place, f"a{file.suffix}", file.content), place / "cache"
     )
     assert not outcome.startswith("wrong"), (file.defects, outcome)
+
+
+def test_gltf_keeps_the_order_of_its_meshes(tmp_path):
+    import trimesh
+
+    scene = trimesh.Scene()
+    for i in range(6):
+        scene.add_geometry(trimesh.creation.box((1, 1, 1 + i)), geom_name=f"g{i}")
+    pos, face = read_mesh(put(tmp_path, "a.glb", scene.export(file_type="glb")))
+    heights = [np.ptp(part[:, 2]) for part in np.split(pos, 6)]
+    assert heights == pytest.approx([1, 2, 3, 4, 5, 6]) and len(face) == 72

@@ -505,3 +505,19 @@ def test_a_changed_byte_in_a_cached_file_is_noticed(tmp_path, caplog):
         again = cache.need(Mass(), geometry)
         assert np.array_equal(again["mass"], first["mass"]) and cache.misses >= 2
         assert str(file) in caplog.text and file.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("subdivisions", "k"), [(0, 12), (1, 20), (1, 42), (1, 60)])
+def test_tiny_shapes_have_the_eigenpairs_of_the_dense_problem(subdivisions, k):
+    pos, face = icosphere(subdivisions)
+    geometry = Geometry.of(pos * [1, 2, 0.7], face)
+    evals, evecs, mass = spectrum(geometry, k)
+    lap, _ = laplacian(geometry)
+    have = min(k, len(pos))
+    want = la.eigh(lap.toarray(), np.diag(mass), eigvals_only=True)[:have]
+    assert evals.shape == (k,) and evecs.shape == (len(pos), k)
+    np.testing.assert_allclose(evals[:have], want, atol=1e-6)
+    np.testing.assert_allclose(
+        evecs[:, :have].T @ (mass[:, None] * evecs[:, :have]), np.eye(have), atol=1e-9
+    )
+    assert not evals[have:].any() and not evecs[:, have:].any(), "what there is no more of is zero"

@@ -45,6 +45,7 @@ def opened(place, root, **options) -> Folder:
         *[(n, "train") for n in ("train", "Train", "TRAINING", "train_set", "training data")],
         *[(n, "val") for n in ("val", "valid", "Validation", "dev", "val-set")],
         *[(n, "test") for n in ("test", "TEST", "testing", "TestSet", "test_split")],
+        *[(n, "test") for n in ("02_test", "Test ")],
         *[(n, None) for n in ("trainer", "tests of mine", "ball", "valley", "contest")],
     ],
 )
@@ -228,3 +229,55 @@ def test_every_set_says_what_it_has(paths):
 
     assert "16 train, 8 val, 8 test; 8 parts" in Creatures(paths, size="tiny").found()
     assert np.all([c.isprintable() or c == "\n" for c in Creatures(paths, size="tiny").found()])
+
+
+def test_labels_never_guess_at_triangles_or_at_an_stl(tmp_path, place):
+    """Of a closed mesh of quadrilaterals, twelve could be its edges or its triangles."""
+    cube = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+    quads = ["0 1 3 2", "4 6 7 5", "0 4 5 1", "2 3 7 6", "0 2 6 4", "1 5 7 3"]
+    text = "OFF\n8 6 0\n" + "".join("{} {} {}\n".format(*p) for p in cube)
+    (tmp_path / "mine").mkdir()
+    for i in range(5):
+        (tmp_path / f"mine/{i}.off").write_text(text + "".join(f"4 {q}\n" for q in quads))
+        (tmp_path / f"mine/{i}.txt").write_text("0\n1\n" * 6)
+    with pytest.raises(UserError, match="has 12 labels, but 0.off has 8 vertices, 6 faces"):
+        opened(place, tmp_path / "mine")
+    import trimesh
+
+    (tmp_path / "stl").mkdir()
+    for i in range(5):
+        mesh = trimesh.creation.icosphere(1)
+        mesh.export(tmp_path / f"stl/{i}.stl")
+        (tmp_path / f"stl/{i}.txt").write_text("0\n1\n" * 21)
+    with pytest.raises(UserError, match="has 42 labels, but 0.stl has 80 faces"):
+        opened(place, tmp_path / "stl")
+
+
+def test_a_stray_file_does_not_dissolve_the_split(tmp_path, place):
+    root = fill(tmp_path / "mine", "a/train", "a/test", "b/train", "b/test")
+    shape(root / "a/x.off")
+    shape(root / "c/y.off")
+    data = opened(place, root)
+    assert data.spec.protocol == "folder-fixed" and data.spec.classes == ("a", "b")
+    assert "not used: 2 .off (a/x.off, c/y.off)" in data.found()
+
+
+def test_names_that_look_like_splits_and_twins_are_doubted(tmp_path, place):
+    root = fill(tmp_path / "mine", "X_train", "X_test", count=5)
+    (root / "X_train/0.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n")
+    said = opened(place, root).found()
+    assert "class X_train is named like a split, but was not taken for one" in said
+    assert "1 names have several shapes (e.g. X_train/0.*): each counts" in said
+
+
+def test_an_empty_name_is_no_folder(place):
+    with pytest.raises(UserError, match="data=folder needs data.folder="):
+        Folder(place, " ")
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    with open(bytes(tmp_path / "a") + b"/caf\xe9.off", "w") as stream:  # noqa: PTH123
+        stream.write("OFF")
+    with pytest.raises(UserError, match="no UTF-8: rename it"):
+        files_of(tmp_path / "a")

@@ -155,6 +155,11 @@ def test_code_in_a_pickle_is_not_run(stored, here):
         lambda c: c["geodl"].update(format="two"),
         lambda c: c.update(geodl=7),
         lambda c: c["state_dict"].update({"encoder.x": torch.zeros(1)}),
+        lambda c: c["state_dict"].update({"encoder.x": "text"}),
+        lambda c: c["state_dict"].update({"encoder.x": torch.eye(2).to_sparse()}),
+        lambda c: c["geodl"].update(config=c["geodl"]["config"] | {"seed": "x"}),
+        lambda c: c["geodl"].update(config=c["geodl"]["config"] | {"encoder": None}),
+        lambda c: c["geodl"].update(config=c["geodl"]["config"] | {"optim": []}),
     ],
 )
 def test_a_checkpoint_that_lacks_something_is_refused(spoil, stored, here):
@@ -275,7 +280,7 @@ def test_odd_names_reach_hydra_as_typed(name, here):
     Path(name).touch()
     for key in ("input", "ckpt", "data.folder", "weights", "init", "paths.outputs", "output"):
         (word,) = prepared([f"{key}={name}"])
-        assert parsed(word) == (key, f"./{name}" if name[0] == "~" else name)
+        assert parsed(word) == (key, str(here / name) if name[0] == "~" else name)
         assert prepared([word]) == [word], "a job of a sweep gets its words a second time"
     (word,) = prepared([f"input=[{name},{name}]"])
     assert parsed(word)[1] == [name, name]
@@ -318,8 +323,16 @@ def test_predictions_do_not_overwrite_one_another(stored, here):
     rows = json.loads(Path(places[3], "predictions.json").read_text())
     assert [r["file"] for r in rows] == ["a b.npy", "a-b.npy", "a.npy"]
     assert len(list(Path(places[3]).glob("*.png"))) == 3
+    with pytest.raises(UserError, match="output=two holds other files"):
+        ask("x", "one/a.npy", "output=two")
+    with pytest.raises(UserError, match=r"input=\[\] has no file"):
+        predict(compose(["mode=predict", "ckpt=x/same/last.ckpt", "input=[]"]))
+    text = predict(
+        compose(["mode=predict", "ckpt=x/same/last.ckpt", "input=[one/a.npy,two/a.npy]"])
+    )
+    assert "one/a.npy: " in text and "two/a.npy: " in text
     ask("x", "one/a.npy", "output=mine")
-    with pytest.raises(UserError, match="output=mine holds the predictions of another input"):
+    with pytest.raises(UserError, match="output=mine holds other files, or the predictions"):
         ask("x", "two/a.npy", "output=mine")
 
 
@@ -345,7 +358,9 @@ def test_damaged_results_are_named_and_made_again(here, caplog, capsys):
     ledger = Path("shared")
     headless = json.loads(good)
     headless["eval"]["clean"]["scores"] = {"loss": 1.0}
-    odd = ["{", "[]", "null", '{"status": "done"}', '"done"', "\0", json.dumps(headless)]
+    endless = json.dumps(headless).replace("1.0", "NaN").replace('"loss"', '"acc"')
+    odd = [endless, json.dumps(headless), "[" * 99999]
+    odd += ["{", "[]", "null", '{"status": "done"}', '"done"', "\0"]
     for text in odd:
         (folder / "result.json").write_text(text)
         caplog.clear()
@@ -366,16 +381,27 @@ def test_damaged_results_are_named_and_made_again(here, caplog, capsys):
     assert "skipped" in capsys.readouterr().out
 
 
-def test_a_damaged_last_checkpoint_is_left_aside(here, caplog):
+@pytest.mark.parametrize("how", ["byte", "state", "NaN", "weight"])
+def test_a_damaged_last_checkpoint_is_left_aside(how, here, caplog):
     go("epochs=2", "select=val", "encoder.dropout=0.2")
     (folder,) = Path("outputs/classification/creatures/pointnet").iterdir()
     want = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
     (folder / "result.json").unlink()
-    data = bytearray((folder / "last.ckpt").read_bytes())
-    data[len(data) // 2] ^= 1
-    (folder / "last.ckpt").write_bytes(data)
+    if how == "byte":
+        data = bytearray((folder / "last.ckpt").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "last.ckpt").write_bytes(data)
+    else:
+        saved = torch.load(folder / "last.ckpt", weights_only=True)
+        if how == "state":
+            del saved["optimizer_states"]
+        elif how == "NaN":
+            saved["state_dict"]["head.weight"][0, 0] = torch.nan
+        else:
+            del saved["state_dict"]["head.weight"]
+        torch.save(saved, folder / "last.ckpt")
     go("epochs=2", "select=val", "encoder.dropout=0.2")
-    assert "last.ckpt cannot be read" in caplog.text and "It is left aside." in caplog.text
+    assert "last.ckpt" in caplog.text and "It is left aside." in caplog.text
     assert f"resuming {folder / 'best.ckpt'}" in caplog.text
     found = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(found[k], want[k]) for k in want), "bit for bit, from the best epoch on"

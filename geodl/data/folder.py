@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -204,7 +205,7 @@ class Folder(Source):
                 f"{label_file(file)} labels {PLURAL[possible[0]]}, but others label {PLURAL[on]}: "
                 "label the same elements everywhere."
             )
-        if on == "face" and len(labels) == mesh.polygons:
+        if on == "face":
             labels = labels[mesh.polygon]
         if on == "edge":
             edge, _ = edges_of(shape.face)
@@ -247,6 +248,13 @@ class Folder(Source):
                 f"outside of the split folders, not used: "
                 f"{counted(self.layout.outside, self.folder)}"
             )
+        stems = Counter(f.with_suffix("") for f in self.layout.files)
+        if twins := [f for f, n in stems.items() if n > 1]:
+            one = twins[0].relative_to(self.folder)
+            doubts.append(f"{len(twins)} names have several shapes (e.g. {one}.*): each counts")
+        for name in self.spec.classes:
+            if re.search(r"train|test|valid", name, re.IGNORECASE):
+                doubts.append(f"class {name} is named like a split, but was not taken for one")
         same: dict[str, list[str]] = {}
         for name in self.spec.classes:
             same.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
@@ -268,7 +276,7 @@ def own_folder(kind: str, folder: str | None) -> Path:
     Raises:
         UserError: none is named, or it is no folder.
     """
-    if folder is None:
+    if folder is None or not str(folder).strip():
         raise UserError(f"data={kind} needs data.folder=<your folder>.")
     path = Path(folder).expanduser().resolve()
     if not path.is_dir():
@@ -302,19 +310,18 @@ def elements_counted(file: Path, mesh: Mesh, labels: int) -> list[LabelOn]:
     Raises:
         UserError: there are none.
     """
-    pos, face = mesh.pos, mesh.face
-    counts: dict[str, int] = {"vertices": len(pos)}
-    if len(face):
-        counts["faces"] = mesh.polygons
-        if mesh.polygons != len(face):
-            counts["triangles"] = len(face)
-        counts["edges"] = len(unique_edges(face)[0])
-    on: dict[str, LabelOn] = {"vertices": "vertex", "edges": "edge"}
-    fits: list[LabelOn] = [on.get(what, "face") for what, n in counts.items() if n == labels]
+    counts: dict[LabelOn, int] = {"vertex": len(mesh.pos)}
+    if file.suffix.lower() == ".stl":  # whose vertices have no order of their own
+        counts = {}
+    if len(mesh.face):
+        counts["face"] = mesh.polygons
+        if mesh.polygons == len(mesh.face) and counts.get("vertex"):
+            counts["edge"] = len(unique_edges(mesh.face)[0])
+    fits: list[LabelOn] = [on for on, n in counts.items() if n == labels]
     if not fits:
-        have = ", ".join(f"{n} {what}" for what, n in counts.items())
+        have = ", ".join(f"{n} {PLURAL[on]}" for on, n in counts.items())
         raise UserError(
             f"{label_file(file)} has {labels} labels, but {file.name} has {have}: give one per "
             "vertex, face or edge."
         )
-    return list(dict.fromkeys(fits))
+    return fits

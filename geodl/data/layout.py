@@ -18,7 +18,10 @@ SPLITS = {
     "val": re.compile(r"(val|valid|validation|dev)([ _-]?(set|data|split))?", re.IGNORECASE),
     "test": re.compile(r"(test|testing|tst)([ _-]?(set|data|split))?", re.IGNORECASE),
 }
-SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini")
+SYSTEM = (
+    *("__MACOSX", "Thumbs.db", "desktop.ini", "__pycache__", "@eaDir"),
+    *("$RECYCLE.BIN", "System Volume Information"),
+)
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -26,7 +29,7 @@ def files_of(folder: Path) -> list[Path]:
     operating systems leave behind, do not exist.
 
     Raises:
-        UserError: a folder inside may not be read.
+        UserError: a folder inside may not be read, a name is no UTF-8.
     """
     found: list[Path] = []
 
@@ -37,6 +40,11 @@ def files_of(folder: Path) -> list[Path]:
         above = {Path(top).resolve(), *Path(top).resolve().parents}
         folders[:] = [d for d in folders if _visible(d) and Path(top, d).resolve() not in above]
         found += [path for f in files if _visible(f) and (path := Path(top, f)).is_file()]
+    for path in found:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{str(path)!r} has a name that is no UTF-8: rename it.") from None
     return sorted(found)
 
 
@@ -46,7 +54,8 @@ def _visible(name: str) -> bool:
 
 def split_name(folder: str) -> str | None:
     """Which split a folder's name means: "Training" is "train"."""
-    return next((s for s, words in SPLITS.items() if words.fullmatch(folder)), None)
+    name = re.sub(r"^\d+[ _-]*", "", folder.strip())
+    return next((s for s, words in SPLITS.items() if words.fullmatch(name)), None)
 
 
 @dataclass
@@ -87,7 +96,7 @@ def layout(root: Path, files: list[Path]) -> Layout:
     if first:
         return _with_splits(root, folders, first, at=0)
     second = {p[:2] for p in folders.values() if len(p) > 1 and split_name(p[1])}
-    if second and all(len(p) > 1 for p in folders.values()):
+    if second and len({p[0] for p in second}) > len({p[0] for p in folders.values() if p}) / 2:
         return _with_splits(root, folders, {p[1] for p in second}, at=1)
     return Layout(root, {"all": [(f, p[0] if p else None) for f, p in folders.items()]})
 
@@ -105,7 +114,7 @@ def _with_splits(
         raise UserError(
             f"{root} has the split folders {', '.join(sorted(names))}, but none for "
             f"{' or '.join(lacking)}: add it, or take the split folders away to have the split "
-            "drawn."
+            "drawn; a class of such a name needs another one."
         )
     found = Layout(root, {s: [] for s in ("train", "val", "test") if s in meant})
     for file, parts in folders.items():

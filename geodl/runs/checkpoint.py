@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from geodl.data.preprocess import Preprocess
 from geodl.errors import UserError
@@ -41,7 +42,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has format {plain.get('format')}, this geodl reads up to {record.FORMAT}: "
             "upgrade geodl (pip install -U geodl)."
         )
-    have = {**plain, "state_dict": checkpoint.get("state_dict")}
+    state: Any = checkpoint.get("state_dict")
+    tensors = isinstance(state, dict) and all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) and v.layout == torch.strided
+        for k, v in state.items()
+    )
+    have = {**plain, "state_dict": state if tensors else None}
     if not all(
         isinstance(have.get(k), dict) for k in ("config", "spec", "preprocess", "state_dict")
     ):
@@ -116,7 +122,11 @@ def restore(path: Path, cfg: DictConfig) -> tuple[DictConfig, Task, dict[str, An
         Preprocess(**meta["preprocess"])
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} does not say what its data were: it is damaged.") from error
-    task = build_task(stored, spec)
+    try:
+        task = build_task(stored, spec)
+    except (TypeError, ValueError, LookupError, AttributeError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"{path} has a config that builds no model ({reason}).") from error
     task.load_strict(checkpoint["state_dict"], path)
     if broken := not_finite(checkpoint["state_dict"]):
         log.warning("%s has NaN or infinite weights (%s): its training diverged", path, broken)

@@ -20,7 +20,7 @@ def validate(cfg: Any) -> None:
 
     def integer(key: str, low: int) -> None:
         value = cfg[key]
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**63:
             raise UserError(f"{key}={value} must be a whole number of {low} or more.")
 
     if cfg.mode not in MODES:

@@ -71,7 +71,13 @@ def _listed(given: Any) -> list[Any]:
 def _inputs(given: Any) -> dict[Path, str]:
     """The files of ``input`` (one, a list of them, or those of a folder) and what to call them."""
     if isinstance(given, ListConfig):
-        return {file: name for one in given for file, name in _inputs(one).items()}
+        pairs = [pair for one in given for pair in _inputs(one).items()]
+        names = [name for _, name in pairs]
+        # Files of one name in several folders are told apart by their paths.
+        found = {f: n if names.count(n) == 1 else str(f) for f, n in pairs}
+        if not found:
+            raise UserError("input=[] has no file: give one, or several between commas.")
+        return found
     path = Path(str(given)).expanduser()
     if path.is_dir():
         every = files_of(path)
@@ -108,8 +114,8 @@ def _place(cfg: DictConfig, checkpoint: Path, made_of: dict[str, Any]) -> Path:
         target = Path(cfg.output).expanduser()
         if _others(target, made_of):
             raise UserError(
-                f"output={cfg.output} holds the predictions of another input or checkpoint: name "
-                "another folder."
+                f"output={cfg.output} holds other files, or the predictions of another input or "
+                "checkpoint: name a folder of its own."
             )
         return target
     run = record.valid_name(f"{checkpoint.resolve().parent.name}-{checkpoint.stem}")
@@ -124,10 +130,14 @@ def _place(cfg: DictConfig, checkpoint: Path, made_of: dict[str, Any]) -> Path:
 
 
 def _others(target: Path, made_of: dict[str, Any]) -> bool:
-    """Whether a folder holds predictions that were made of something else."""
+    """Whether a folder holds anything but predictions that were made of the same."""
+    if not target.exists():
+        return False
+    if not target.is_dir():
+        return True
     rows: Any = record.read_json(target / "predictions.json")
-    first = rows[0] if isinstance(rows, list) and rows else {}
-    return bool(first) and any(first.get(k) != v for k, v in made_of.items())
+    first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
+    return any(target.iterdir()) and any(first.get(k) != v for k, v in made_of.items())
 
 
 def _unique(groups: Sequence[Sequence[str]]) -> list[str]:

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -141,7 +142,7 @@ def fingerprint(path: Path) -> str:
     files = [path] if path.is_file() else files_of(path)
     for file in files:
         if path.is_dir():
-            state.update(str(file.relative_to(path)).encode() + b"\0")
+            state.update(os.fsencode(file.relative_to(path)) + b"\0")
         with file.open("rb") as stream:
             state.update(hashlib.file_digest(stream, "blake2b").digest())
     return state.hexdigest()
@@ -191,7 +192,8 @@ def _scores(result: Any, entry: Any) -> bool:
     if not isinstance(scores, dict):
         return False
     heads = [n for n, m in result["metrics"].items() if isinstance(m, dict) and m.get("headline")]
-    return any(isinstance(cast("dict[str, Any]", scores).get(n), (int, float)) for n in heads)
+    found = [cast("dict[str, Any]", scores).get(n) for n in heads]
+    return any(isinstance(x, (int, float)) and math.isfinite(x) for x in found)
 
 
 def read_json(file: Path) -> Any:
@@ -200,7 +202,7 @@ def read_json(file: Path) -> Any:
         return json.loads(file.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:  # no JSON, or no text at all
+    except (ValueError, OSError, RecursionError) as error:  # no JSON, no text, no file
         log.warning("%s cannot be read (%s): taken as absent", file, error)
         return None
 
@@ -248,7 +250,9 @@ def skipped(cfg: DictConfig) -> bool:
 
 def other_versions(result: Mapping[str, Any]) -> str:
     """Packages of which a result was made with another version than is installed, in words."""
-    then, now = result.get("versions") or {}, versions()
+    then, now = result.get("versions"), versions()
+    if not isinstance(then, dict):
+        return ""
     changed = [f"{n} {v} (here {now[n]})" for n, v in then.items() if now.get(n, v) != v]
     return ", ".join(changed)
 

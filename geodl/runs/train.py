@@ -211,9 +211,12 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
         log_every_n_steps=1,
     )
     last = folder / "last.ckpt"
-    resume = _good(folder)
+    resume = _good(folder, task)
     if resume:
         log.info("resuming %s", resume)
+        if resume != last:  # it may have nothing left to train, and last.ckpt is evaluated
+            with atomic(last) as part:
+                shutil.copyfile(resume, part)
     else:
         task.fit(loaders.batches("train"))
     if cfg.epochs == 0 or not any(p.requires_grad for p in task.parameters()):
@@ -245,13 +248,23 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
     history.write_csv()
 
 
-def _good(folder: Path) -> Path | None:
+# What a checkpoint needs for going on from it, beside config and weights.
+STATE = ("epoch", "loops", "optimizer_states", "lr_schedulers", "pytorch-lightning_version")
+
+
+def _good(folder: Path, task: Task) -> Path | None:
     """The checkpoint to go on from: last.ckpt or, if that is damaged, best.ckpt, which has the
     state of an earlier epoch."""
     for name in ("last.ckpt", "best.ckpt"):
         if (path := folder / name).is_file():
             try:
-                load_checkpoint(path)
+                saved = load_checkpoint(path)
+                if lacking := [k for k in STATE if k not in saved]:
+                    raise UserError(f"{path} lacks {', '.join(lacking)}.")
+                if broken := not_finite(saved["state_dict"]):
+                    raise UserError(f"{path} has weights that are not finite ({broken}).")
+                if saved["state_dict"].keys() != task.state_dict().keys():
+                    raise UserError(f"{path} has the weights of another model.")
             except UserError as error:
                 log.warning("%s It is left aside.", error)
             else:

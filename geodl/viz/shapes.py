@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from geodl.ops.geometry import face_vectors, unit
 from geodl.viz.figure import save
 
+matplotlib.rcParams["text.parse_math"] = False  # a name with two dollars is no formula
 PLAIN = (0.62, 0.70, 0.80)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,11 +43,18 @@ def text_of(path: Path) -> str:
         Unreadable: it is binary, or in UTF-16.
     """
     data = path.read_bytes()
+    if data.startswith(b"version https://git-lfs"):
+        raise Unreadable("it is a pointer of Git LFS: fetch the file itself (git lfs pull)")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("it is UTF-16 text: save it as UTF-8")
     if b"\0" in data:
         raise Unreadable("it should be text, but holds zero bytes")
     return data.decode("utf-8-sig", errors="replace")
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file, whatever system it comes from (and nothing else ends a line)."""
+    return re.split(r"\r\n|\r|\n", text_of(path).rstrip("\x1a"))
 
 
 def cloud(points: Any) -> Polygons:
@@ -151,6 +159,8 @@ def _is_ear(plane: NDArray[np.float64], left: list[int], i: int) -> bool:
     if not _side(pa, pb, pc) > 0:
         return False
     others = plane[[j for j in left if j not in (a, b, c)]]
+    # A cut that leads to a hole passes its ends twice: the same place is no obstacle.
+    others = others[~(others[:, None] == np.stack([pa, pb, pc])).all(2).any(1)]
     inside = (_side(pa, pb, others) >= 0) & (_side(pb, pc, others) >= 0)
     return not (inside & (_side(pc, pa, others) >= 0)).any()
 
@@ -198,7 +208,7 @@ def lists(rows: list[list[str]], what: str) -> tuple[NDArray[np.int64], NDArray[
         return np.empty(0, np.int64), np.empty(0, np.int64)
     if all(row and row[0] == rows[0][0] for row in rows):  # the usual case, in one go
         (size,) = whole(rows[0][:1], f"the length of {what} 0")
-        if all(len(row) > size for row in rows):
+        if size and all(len(row) > size for row in rows):
             with contextlib.suppress(ValueError, OverflowError):  # the loop finds the row
                 corners = np.array([row[1 : size + 1] for row in rows], np.int64)
                 return corners.reshape(-1), np.full(len(rows), size, np.int64)
@@ -206,7 +216,7 @@ def lists(rows: list[list[str]], what: str) -> tuple[NDArray[np.int64], NDArray[
     sizes: list[int] = []
     for i, row in enumerate(rows):
         (size,) = whole(row[:1], f"the length of {what} {i}") or [-1]
-        if not 0 <= size < len(row):
+        if not 1 <= size < len(row):
             raise Unreadable(f"{what} {i} should have {size} corners: {' '.join(row)[:60]!r}")
         flat += integers(row[1 : size + 1], f"the corners of {what} {i}")
         sizes.append(size)

@@ -10,10 +10,10 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geodl.data.formats.base import LARGEST, Polygons, Unreadable, cloud, floats, text_of, whole
+from geodl.data.formats.base import LARGEST, Polygons, Unreadable, cloud, floats, lines_of, whole
 
 POSITIONS = ("pos", "vertices", "verts", "v", "points", "xyz", "arr_0")
-FACES = ("face", "faces", "f", "triangles", "tris")
+FACES = ("face", "faces", "f", "triangles", "tris", "cells", "elements", "arr_1")
 
 
 def read_npy(path: Path) -> Polygons:
@@ -38,7 +38,7 @@ def array_of(path: Path) -> NDArray[Any]:
 def points_of(array: NDArray[Any]) -> NDArray[np.float64]:
     """The first three columns of an array (points, 3 or more)."""
     if array.ndim != 2 or array.shape[1] < 3 or len(array) <= array.shape[1]:
-        turned = array.ndim == 2 and len(array) <= array.shape[1]
+        turned = array.ndim == 2 and len(array) <= array.shape[1] and array.shape[1] > 9
         raise Unreadable(
             f"it has shape {array.shape}, expected (points, 3 or more)"
             + (": turn it around (points.T)" if turned and len(array) >= 3 else "")
@@ -52,7 +52,9 @@ def read_npz(path: Path) -> Polygons:
     """Arrays ``pos`` (v 3) and, of a mesh, ``face`` (f 3), or their usual other names."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = {n.removesuffix(".npy"): n for n in archive.namelist() if n.endswith(".npy")}
+            names = {
+                n.removesuffix(".npy").lower(): n for n in archive.namelist() if n.endswith(".npy")
+            }
             place = next((n for n in POSITIONS if n in names), None)
             if place is None and len(names) == 1:
                 place = next(iter(names))
@@ -67,7 +69,7 @@ def read_npz(path: Path) -> Polygons:
         return cloud(points_of(pos))
     if pos.ndim != 2 or pos.shape[1] != 3 or pos.dtype.kind not in "fiu":
         raise Unreadable(f"its vertices have shape {pos.shape}, expected (v, 3)")
-    if face.ndim != 2 or face.shape[1] < 3 or face.dtype.kind not in "iu":
+    if face.ndim != 2 or face.shape[1] not in (3, 4) or face.dtype.kind not in "iu":
         raise Unreadable(f"its faces have shape {face.shape}, expected (f, 3) whole numbers")
     sizes = np.full(len(face), face.shape[1], np.int64)
     return Polygons(pos.astype(np.float64), face.astype(np.int64).reshape(-1), sizes)
@@ -107,8 +109,10 @@ def _claimed(stream: IO[bytes]) -> int:
 def read_text(path: Path) -> Polygons:
     """A point a line: three numbers or more, separated by blanks or commas. The first line may be
     their count, or name the columns; # and // begin comments."""
-    lines = [s for line in text_of(path).splitlines() if (s := _bare(line))]
-    if lines and re.fullmatch(r"[xX]\W+[yY]\W+[zZ].*", lines[0]):
+    every = lines_of(path)
+    _check_columns(every)
+    lines = [s for line in every if (s := _bare(line))]
+    if lines and _names(lines[0])[:3] == ["x", "y", "z"]:
         lines = lines[1:]
     elif lines and re.fullmatch(r"\d+", lines[0]):
         count = int(lines[0])
@@ -117,11 +121,29 @@ def read_text(path: Path) -> Polygons:
             raise Unreadable(f"its first line says {count} points, but {len(lines)} follow")
     if not lines:
         raise Unreadable("it has no points")
-    if re.fullmatch(r"(\s*-?\d+,\d+(\s+|$))+", lines[0]) and " " in lines[0].strip():
+    fields = re.split(r"[;\s]+", lines[0])
+    if len(fields) > 1 and any(re.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?", f) for f in fields):
         raise Unreadable(f"write decimals with a point, not a comma: {lines[0][:60]!r}")
     rows = [re.split(r"\s*[,;]\s*|\s+", line) for line in lines]
     width = len(rows[0])
     return cloud(points_of(floats(rows, "point", width)))
+
+
+def _names(line: str) -> list[str]:
+    """The names of columns in a line of words, without units and quotes; none in one of numbers."""
+    names = [
+        re.sub(r"[^a-z]", "", re.sub(r"\(.*?\)", "", w))
+        for w in re.split(r"[\s,;]+", line.lstrip("#/ ").lower())
+        if w
+    ]
+    return names if all(names) else []
+
+
+def _check_columns(lines: list[str]) -> None:
+    """Raises Unreadable where the first line names x, y and z in another place than the first."""
+    names = _names(lines[0]) if lines else []
+    if {"x", "y", "z"} <= set(names) and names[:3] != ["x", "y", "z"]:
+        raise Unreadable(f"its columns are {', '.join(names)[:60]}: x, y and z must come first")
 
 
 def _bare(line: str) -> str:

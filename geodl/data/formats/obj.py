@@ -6,11 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from geodl.data.formats.base import Polygons, Unreadable, floats, text_of
+from geodl.data.formats.base import Polygons, Unreadable, floats, lines_of
 
 # What else may begin a line (the format's appendix); a word outside is a sign of damage.
 IGNORED = {
-    *("vt", "vn", "vp", "l", "p", "o", "g", "s", "mg", "usemtl", "mtllib", "usemap", "maplib"),
+    *(
+        "vt",
+        "vn",
+        "vp",
+        "vc",
+        "l",
+        "p",
+        "o",
+        "g",
+        "s",
+        "mg",
+        "usemtl",
+        "mtllib",
+        "usemap",
+        "maplib",
+    ),
     *("deg", "bmat", "step", "cstype", "curv", "curv2", "surf", "parm", "trim", "hole", "scrv"),
     *("sp", "end", "con", "bevel", "c_interp", "d_interp", "lod", "shadow_obj", "trace_obj"),
     *("ctech", "stech", "call", "csh", "bsp", "bzp", "cdc", "cdp", "res"),
@@ -23,8 +38,13 @@ def read(path: Path) -> Polygons:
     rows: list[list[str]] = []
     corners: list[int] = []
     sizes: list[int] = []
-    text = text_of(path).replace("\\\r\n", " ").replace("\\\n", " ")
-    for number, line in enumerate(text.splitlines(), 1):
+    begun = ""
+    for number, line in enumerate(lines_of(path), 1):
+        # A backslash continues a vertex or face; elsewhere it is part of a name (C:\models\).
+        line, begun = f"{begun} {line}" if begun else line, ""
+        if line.rstrip().endswith("\\") and line.split()[0] in ("v", "f", "fo"):
+            begun = line.rstrip()[:-1]
+            continue
         key, *words = (line.partition("#")[0] if "#" in line else line).split() or ["#"]
         if key == "v":
             if len(words) < 3:

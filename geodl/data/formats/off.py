@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from geodl.data.formats.base import Polygons, Unreadable, floats, lists, text_of, whole
+from geodl.data.formats.base import Polygons, Unreadable, floats, lines_of, lists, whole
 
 
 def read(path: Path) -> Polygons:
     """Comments may stand anywhere; colours and normals are left aside. The word OFF may be glued to
     the counts (ModelNet) or missing."""
-    lines = [s for line in text_of(path).splitlines() if (s := line.partition("#")[0].strip())]
+    lines = [s for line in lines_of(path) if (s := line.partition("#")[0].strip())]
     if not lines:
         raise Unreadable("it is empty")
-    header = re.match(r"(?:ST)?C?N?(4?n?)OFF\b|(?:ST)?C?N?(4?n?)OFF(?=\d)", lines[0])
+    header = re.match(r"(?i:(?:ST)?C?N?(4?))(n?)(?i:OFF)(?=\b|\d)", lines[0])
     rest = lines[0][header.end() :].strip() if header else lines[0]
     if header and (header[1] or header[2]):
         raise Unreadable("its vertices do not have three dimensions")

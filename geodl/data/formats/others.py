@@ -23,7 +23,10 @@ def read_gltf(path: Path) -> Polygons:
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)
     try:
         scene: Any = trimesh.load_scene(path, process=False)
-        parts = [_placed(scene, node) for node in scene.graph.nodes_geometry]
+        # In the order of the file's meshes: the graph is walked in one of its own.
+        order = list(scene.geometry)
+        nodes = sorted(scene.graph.nodes_geometry, key=lambda n: order.index(scene.graph[n][1]))
+        parts = [_placed(scene, node) for node in nodes]
     except Exception as error:  # it raises whatever the file's fault suggests
         raise Unreadable(f"is it whole? ({type(error).__name__}: {error})"[:160]) from None
     if not parts:
@@ -51,8 +54,11 @@ def read_vtk(path: Path) -> Polygons:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             found = meshio.read(path)
     except (Exception, SystemExit) as error:  # it raises whatever the file's fault suggests
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise Unreadable(f"{reason[:120]}; save it as an unstructured grid, or as .ply") from None
+        reason = " ".join(str(error).split())
+        reason = f" ({reason[:120]})" if len(reason) > 3 else ""
+        raise Unreadable(
+            f"meshio takes unstructured grids only{reason}: save it as .vtu, or as .ply"
+        ) from None
     corners: list[Any] = []
     sizes: list[Any] = []
     for block in found.cells:

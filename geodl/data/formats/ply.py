@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from geodl.data.formats.base import Polygons, Unreadable, floats, lists, text_of, whole
+from geodl.data.formats.base import Polygons, Unreadable, floats, lists, whole
 
 TYPES = dict(
     pair.split(":")
@@ -21,7 +22,7 @@ TYPES = dict(
         *("float:f4", "double:f8", "float32:f4", "float64:f8"),
     )
 )
-INDICES = ("vertex_indices", "vertex_index")
+INDICES = ("vertex_indices", "vertex_index", "vertex_indexes")
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Element:
 def read(path: Path) -> Polygons:
     """Everything but positions and corners is left aside; vertices are not split at texture seams,
     whatever a face's list of texture coordinates says."""
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
     form, elements, start = _header(data)
     vertex = next((e for e in elements if e.name == "vertex"), None)
     if vertex is None or not {"x", "y", "z"} <= set(vertex.columns):
@@ -62,12 +63,20 @@ def read(path: Path) -> Polygons:
     for element in (face, strips):
         if element is not None and not set(INDICES) & set(element.columns):
             raise Unreadable(f"its element {element.name} has no list vertex_indices")
+    read = [e.name for e in elements if e.name in ("vertex", "face", "tristrips")]
+    others = [e.name for e in elements if e.count and set(INDICES) & set(e.columns)]
+    if len(set(read)) < len(read) or not {*others} <= {"face", "tristrips"}:
+        raise Unreadable(
+            f"it has the elements {', '.join(e.name for e in elements)}: expected one "
+            "vertex, and one face or tristrips"
+        )
     wanted = {"vertex": ["x", "y", "z"]}
     for element in (face, strips):
         if element is not None:
             wanted[element.name] = [c for c in element.columns if c in INDICES][:1]
     if form == "ascii":
-        found = _ascii(path, elements, wanted)
+        body = re.split(r"\r\n|\r|\n", data[start:].decode("latin-1"))
+        found = _ascii(body, elements, wanted)
     else:
         found = _binary(data, start, elements, wanted, "<" if "little" in form else ">")
     pos = np.stack([found["vertex"][c] for c in ("x", "y", "z")], axis=1).astype(np.float64)
@@ -83,14 +92,15 @@ def read(path: Path) -> Polygons:
 
 def _header(data: bytes) -> tuple[str, list[Element], int]:
     """The format, the elements, and where the body begins."""
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    if data.startswith(b"version https://git-lfs"):
+        raise Unreadable("it is a pointer of Git LFS: fetch the file itself (git lfs pull)")
     if not data.startswith(b"ply"):
         raise Unreadable("it does not begin with 'ply'")
-    end = data.find(b"end_header")
-    if end < 0:
+    end = data.find(b"\nend_header") + 1
+    if not end:
         raise Unreadable("its header has no end")
     form, elements = "", list[Element]()
-    for line in data[:end].decode("latin-1").splitlines()[1:]:
+    for line in re.split(r"\r?\n", data[:end].decode("latin-1"))[1:]:
         words = line.split() or ["comment"]
         if words[0] == "format" and len(words) > 1:
             form = words[1]
@@ -101,7 +111,7 @@ def _header(data: bytes) -> tuple[str, list[Element], int]:
             if not all(kinds) or len(kinds) != (2 if words[1] == "list" else 1):
                 raise Unreadable(f"its header has an unknown property: {line.strip()!r}")
             elements[-1].properties.append(
-                Property(words[-1], kinds[-1], kinds[0] if words[1] == "list" else None)
+                Property(words[-1].lower(), kinds[-1], kinds[0] if words[1] == "list" else None)
             )
         elif words[0] not in ("comment", "obj_info"):
             raise Unreadable(f"its header has an unknown line: {line.strip()!r}")
@@ -116,8 +126,9 @@ def _announced(elements: list[Element]) -> str:
     return " and ".join(f"{e.count} {e.name}" for e in elements)
 
 
-def _ascii(path: Path, elements: list[Element], wanted: dict[str, list[str]]) -> dict[str, Any]:
-    body = text_of(path).partition("end_header")[2].splitlines()
+def _ascii(
+    body: list[str], elements: list[Element], wanted: dict[str, list[str]]
+) -> dict[str, Any]:
     lines = [line for line in body if line and not line.isspace()]
     announced = sum(e.count for e in elements)
     if len(lines) != announced:
@@ -180,7 +191,7 @@ def _binary(
         rows, at = _binary_rows(data, at, element, order)
         if element.name in wanted:
             found[element.name] = {name: rows[name] for name in wanted[element.name]}
-    if data[at:].strip():
+    if data[at:].strip(b"\0 \r\n\t"):
         raise Unreadable(f"{len(data) - at} bytes follow what its header says")
     return found
 

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from geodl.data.formats.base import Polygons, Unreadable, floats, text_of
+from geodl.data.formats.base import Polygons, Unreadable, floats, lines_of
 
 TRIANGLE = np.dtype([("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")])
 SAME = 1e-6  # of the shape's size: vertices this close are one
@@ -22,14 +22,17 @@ def read(path: Path) -> Polygons:
     with path.open("rb") as stream:
         head = stream.read(84)
     count = int.from_bytes(head[80:84], "little") if len(head) == 84 else -1
-    if size == 84 + count * TRIANGLE.itemsize:
+    whole = 84 + count * TRIANGLE.itemsize
+    with path.open("rb") as stream:
+        stream.seek(max(0, min(whole, size)))
+        padded = size - whole < 4096 and not stream.read(4096).strip(b"\0 \r\n\t")
+    if count >= 0 and size >= whole and padded:
         points = np.fromfile(path, TRIANGLE, count, offset=84)["corners"]
     elif b"\0" not in head and head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(b"solid"):
         points = _text(path)
     else:
         raise Unreadable(
-            f"its header says {count} triangles ({84 + count * TRIANGLE.itemsize} bytes), but it "
-            f"has {size} bytes"
+            f"its header says {count} triangles ({whole} bytes), but it has {size} bytes"
             if count >= 0
             else "it is too short"
         )
@@ -39,13 +42,13 @@ def read(path: Path) -> Polygons:
 
 def _text(path: Path) -> NDArray[np.float64]:
     rows: list[list[str]] = []
-    loops = ends = 0
-    last = ""
-    for line in text_of(path).splitlines():
+    loops = ends = solids = 0
+    for line in lines_of(path):
         words = line.split()
         if not words:
             continue
-        key = last = words[0].lower()
+        key = words[0].lower()
+        solids += key == "endsolid" or [w.lower() for w in words[:2]] == ["end", "solid"]
         if key == "vertex":
             rows.append(words[1:4])
         elif key == "facet":
@@ -54,7 +57,7 @@ def _text(path: Path) -> NDArray[np.float64]:
             ends += 1
             if len(rows) != 3 * ends:
                 raise Unreadable(f"facet {ends - 1} has not three vertices")
-    if last != "endsolid" or loops != ends or len(rows) != 3 * ends:
+    if not solids or loops != ends or len(rows) != 3 * ends:
         raise Unreadable("it ends in the middle: is it whole?")
     return floats(rows, "vertex", 3)
 
