@@ -1,6 +1,8 @@
 """Shapes in signatures are checked here, at no cost in use; caches stay in the checkout."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from jaxtyping import install_import_hook
@@ -22,6 +24,7 @@ with install_import_hook(["geodl.shape", "geodl.features", "geodl.ops"], "bearty
 import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 from geodl.data.creatures import Creatures
 from geodl.data.fetch import Paths
@@ -54,6 +57,22 @@ def shapes(paths: Paths, cache: Cache) -> list[Shape]:
     loaded = [data.load(item) for item in data.items("train")[::2]]
     assert len({s.pos.shape[0] for s in loaded}) > 4
     return [attach(s, ALL, "cotan", cache) for s in loaded]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty folder to work in."""
+    monkeypatch.chdir(tmp_path)
+    GlobalHydra.instance().clear()
+    return tmp_path
+
+
+def geodl(*words, cwd, code=0):
+    """A command line in a process of its own, which must end with this code."""
+    command = [sys.executable, "-m", "geodl", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done
 
 
 def labelled_on(shape: Shape, on: str) -> Shape:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FACES_OF_TETRA as FACES
-from conftest import TETRA, write_off
+from conftest import TETRA, geodl, write_off
 from hydra.core.global_hydra import GlobalHydra
 
 import geodl.runs.evaluate as evaluate_module
@@ -32,13 +32,6 @@ from geodl.runs.prepare import prepare
 TINY = ["data.size=tiny", "encoder.points=64", "batch_size=5"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    GlobalHydra.instance().clear()
-    return tmp_path
-
-
 def composed(*words):
     return compose([*TINY, *words])
 
@@ -47,13 +40,6 @@ def go(*words):
     cfg = composed(*words)
     run(cfg)
     return record.run_folder(cfg)
-
-
-def geodl(*words, cwd, code=0):
-    command = [sys.executable, "-m", "geodl", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-    assert done.returncode == code, done.stderr + done.stdout
-    return done
 
 
 def weights(folder, name="last.ckpt"):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import geodl
 from hydra.core.global_hydra import GlobalHydra
 
 from geodl import atomic
@@ -35,24 +36,10 @@ from geodl.tasks.base import NotFinite
 TINY = ["data.size=tiny", "encoder.points=64", "batch_size=5", "figures=false"]
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    GlobalHydra.instance().clear()
-    return tmp_path
-
-
 def go(*words):
     cfg = compose([*TINY, *words])
     run(cfg)
     return record.run_folder(cfg)
-
-
-def geodl(*words, cwd, code=0):
-    command = [sys.executable, "-m", "geodl", *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
-    assert done.returncode == code, done.stderr + done.stdout
-    return done
 
 
 # ---- a stranger's checkpoint ----

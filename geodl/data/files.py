@@ -42,9 +42,10 @@ def read_labels(path: Path) -> NDArray[np.int64]:
         if path.suffix.lower() == ".npy":
             labels = array_of(path)
         else:
-            words = text_of(path).split()
+            text = text_of(path)
+            words = text.split()
             labels = np.array(words, np.float64)
-            lines = sum(bool(line.strip()) for line in text_of(path).splitlines())
+            lines = sum(bool(line.strip()) for line in text.splitlines())
             if len(words) != lines:
                 raise Unreadable(f"it has {len(words)} numbers in {lines} lines")
     except (ValueError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import unicodedata
 from collections import Counter
@@ -26,7 +25,6 @@ from geodl.ops.geometry import unique_edges
 from geodl.shape import Operators, Shape
 from geodl.spec import DataSpec, Item, LabelOn
 
-log = logging.getLogger(__name__)
 PLURAL = {"vertex": "vertices", "face": "faces", "edge": "edges"}
 MOST_PARTS = 1000  # a larger label is a colour or an index, not a part
 

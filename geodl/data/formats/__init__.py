@@ -33,6 +33,7 @@ CLOUDS = {
     ".txt": "clouds:read_text",
 }
 READERS = {**MESHES, **CLOUDS}
+POINTER = b"version https://git-lfs"
 SURFACES = (".obj", ".off", ".stl", ".glb", ".gltf")  # points alone are taken for a fault in these
 
 
@@ -46,6 +47,9 @@ def read(path: Path) -> Mesh:
     try:
         if path.stat().st_size > LARGEST:
             raise Unreadable(f"it has more than {LARGEST >> 30} GB: no single shape needs that")
+        with path.open("rb") as stream:
+            if stream.read(len(POINTER)) == POINTER:
+                raise Unreadable("it is a pointer of Git LFS: fetch the file itself (git lfs pull)")
         module, function = READERS[suffix].split(":")
         reader = getattr(importlib.import_module(f"{__name__}.{module}"), function)
         mesh = triangles(reader(path))

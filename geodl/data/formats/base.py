@@ -43,8 +43,6 @@ def text_of(path: Path) -> str:
         Unreadable: it is binary, or in UTF-16.
     """
     data = path.read_bytes()
-    if data.startswith(b"version https://git-lfs"):
-        raise Unreadable("it is a pointer of Git LFS: fetch the file itself (git lfs pull)")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise Unreadable("it is UTF-16 text: save it as UTF-8")
     if b"\0" in data:

@@ -92,8 +92,6 @@ def read(path: Path) -> Polygons:
 
 def _header(data: bytes) -> tuple[str, list[Element], int]:
     """The format, the elements, and where the body begins."""
-    if data.startswith(b"version https://git-lfs"):
-        raise Unreadable("it is a pointer of Git LFS: fetch the file itself (git lfs pull)")
     if not data.startswith(b"ply"):
         raise Unreadable("it does not begin with 'ply'")
     end = data.find(b"\nend_header") + 1
