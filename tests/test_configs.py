@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import asdict, is_dataclass
@@ -17,7 +18,7 @@ from geodl.errors import UserError
 from geodl.results.reference import reference_dir
 from geodl.runs import record
 from geodl.runs.build import SLOTS, build_many, build_task, make
-from geodl.runs.compose import compose, config_dir
+from geodl.runs.compose import compose, composer, config_dir
 from geodl.spec import DataSpec, Template
 
 FILES = sorted(p.relative_to(config_dir()) for p in config_dir().rglob("[!_]*.yaml"))
@@ -46,6 +47,30 @@ def test_every_member_of_a_group_composes_and_has_a_line(group, name):
         assert name in cfg[group]
     if group in ("augment", "callbacks") and name != "none":
         assert len(build_many(group, cfg[group], ("geodl", "lightning.pytorch"))) == 1
+
+
+def test_configs_that_share_their_choices_are_what_hydra_composes():
+    from hydra import compose as one
+
+    jobs = [
+        "",
+        "seed=1 data.size=tiny encoder=diffusionnet encoder.k_eig=7",
+        "seed=2 encoder=diffusionnet data.size='small'",
+        "encoder=diffusionnet test=[clean,rotated] test.rotated.perturb=null",
+        "augment=[so3,jitter] augment.copies=2 allow=[a,b]",
+        "experiment=faces/spiral_l2 ~optim.lr seed=4",
+        "experiment=faces/spiral_l2 optim.lr=${epochs} +data.new=3",
+        "paths.outputs='a/b' hydra.job.name=x",
+    ]
+    with composer() as compose:
+        for words in [shlex.split(job, posix=False) for job in (*jobs, *jobs)]:
+            assert compose(words) == one("run", overrides=words), words
+        for mistake in ("data.siz=tiny", "seed=[", "encoder=pointnot", "seed.x=3"):
+            with pytest.raises(Exception) as ours:
+                compose([mistake, "seed=1"])
+            with pytest.raises(type(ours.value)) as hydras:
+                one("run", overrides=[mistake, "seed=1"])
+            assert str(ours.value) == str(hydras.value)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -175,6 +175,12 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert not list(third.glob("*.json.*")) and (third / "last.ckpt").is_file()
     done = geodl(*words, cwd=tmp_path)
     assert "0 done, 2 skipped, 1 resumed, 0 failed" in done.stdout
+    again = "import sys; from geodl.runs.sweep import sweep; sweep(sys.argv[1:])"
+    again += "; print('torch' in sys.modules)"
+    quick = subprocess.run(
+        [sys.executable, "-c", again, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "0 done, 3 skipped" in quick.stdout and quick.stdout.endswith("False\n")
     broken = weights(third)
     shutil.rmtree(third)
     geodl(*words[1:-1], "seed=2", cwd=tmp_path)

@@ -311,12 +311,13 @@ def test_a_launcher_that_gives_up_takes_nothing_from_the_other_jobs(tmp_path, mo
     monkeypatch.setenv("GEODL_SWEEP", "")
     (tmp_path / ".hydra").mkdir()
     for _ in range(2):  # what a killed sweep with this number left behind is not read
-        with _board(tmp_path) as entries:
+        entries: list[dict[str, str]] = []
+        with _board(tmp_path, entries):
             job()
             raise RuntimeError("out of time")
         assert [e["status"] for e in entries] == ["done", "failed"]
         (tmp_path / ".hydra" / f"sweep-{os.getpid()}.jsonl").write_text("{}\n")
-    with pytest.raises(RuntimeError), _board(tmp_path):
+    with pytest.raises(RuntimeError), _board(tmp_path, []):
         raise RuntimeError("before any job")
 
 

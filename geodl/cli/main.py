@@ -15,7 +15,6 @@ import os
 import signal
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
 import geodl
@@ -25,7 +24,7 @@ from geodl.errors import Stopped, UserError
 from geodl.runs import record
 from geodl.runs.compose import config_dir
 from geodl.runs.mistakes import explain, validate, with_source
-from geodl.runs.sweep import board, summary, sweep_job
+from geodl.runs.sweep import sweep
 
 # The function of every mode.
 MODES = {
@@ -56,7 +55,7 @@ def main() -> None:
             sys.stdout.write(listing.show(config_dir()))
             return
         sys.argv[1:] = prepared(words)
-        sys.exit(_hydra(words))
+        sys.exit(_hydra(sys.argv[1:]))
     except Stopped:
         sys.stderr.write("geodl: stopped (SIGTERM); the same command goes on from here.\n")
         codes = [w.partition("=")[2] for w in words if w.startswith("stop_code=")]
@@ -78,38 +77,27 @@ def _stop(signum: int, frame: Any) -> None:
 
 
 def _hydra(words: list[str]) -> int:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
+    if {"-m", "--multirun"} & set(words):
+        return 1 if sweep(words) else 0
     import hydra
 
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed
-    sweeping = "-m" in words or "--multirun" in words
-    job = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")
-    if not sweeping:
-        faults: list[BaseException] = []
+    faults: list[BaseException] = []
 
-        def one(cfg: Any) -> None:
-            try:
-                run(cfg)
-            except UserError as error:
-                named = UserError(with_source(str(error)))
-                named.__cause__ = error
-                faults.append(named)
-            except Exception as error:  # raised again below: Hydra would print lines of its own
-                faults.append(error)
+    def one(cfg: Any) -> None:
+        try:
+            run(cfg)
+        except UserError as error:
+            named = UserError(with_source(str(error)))
+            named.__cause__ = error
+            faults.append(named)
+        except Exception as error:  # raised again below: Hydra would print lines of its own
+            faults.append(error)
 
-        job(one)()
-        for fault in faults:
-            raise fault
-        return 0
-    given = [w.partition("=")[2] for w in words if w.startswith("paths.outputs=")]
-    outputs = given[-1].strip("'\"") if given else "outputs"
-    entries: list[dict[str, Any]] = []
-    try:
-        with board(Path(outputs)) as entries:
-            job(sweep_job)()
-    except (KeyboardInterrupt, Stopped):
-        summary(entries)
-        raise
-    return 1 if summary(entries) else 0
+    hydra.main(version_base="1.3", config_path=str(config_dir()), config_name="run")(one)()
+    for fault in faults:
+        raise fault
+    return 0
 
 
 def run(cfg: Any) -> None:

@@ -86,7 +86,8 @@ def table(cfg: DictConfig) -> str:
     if todo:
         chosen = [w for w in hydra.overrides.task if w.startswith(("sweep=", "paths."))]
         words = [*hydra.overrides.hydra, *chosen]
-        found = launch([list(job.words) for job in todo], words, Path(cfg.paths.outputs))
+        found: list[dict[str, Any]] = []
+        launch([list(job.words) for job in todo], words, found)
         failed = summary(found)
     if cfg.paths.ledger:  # for the other machines that share it, runs of before included
         for job in work:
@@ -183,7 +184,7 @@ def jobs(plain: Mapping[str, Any], budget: str, extra: Sequence[str] = ()) -> li
             words += [*row.get("overrides", ()), f"test=[{','.join(tests)}]", *extra]
             for seed in row.get("seeds", plain.get("seeds", [0])):
                 run = (*words, f"seed={seed}")
-                found.append(Job(i, int(seed), run, compose("run", overrides=list(run))))
+                found.append(Job(i, int(seed), run, compose(run)))
     return found
 
 

@@ -229,9 +229,10 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
             known = ", ".join(k for k in parameters if k not in ("paths", "setup"))
             raise UserError(f"{place}.{key}: {target.__name__} has no such option; it has {known}.")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and "seed" not in key:
+        if number:
             default = parameters[key].default
             counts = isinstance(value, int) and isinstance(default, int) and default > 0
+            counts &= not key.endswith("seed")
             if not value >= (1 if counts else 0):  # NaN as well
                 least = "1 or more" if counts else "0 or more"
                 raise UserError(f"{place}.{key}={value} must be {least}.")

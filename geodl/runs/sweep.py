@@ -16,25 +16,99 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-from geodl.errors import Stopped
+from geodl.errors import Stopped, UserError
 from geodl.runs import record
+from geodl.runs.compose import composer
 from geodl.runs.mistakes import explain, validate
 
 log = logging.getLogger("geodl")
 STATUS = ("done", "skipped", "resumed", "stopped", "failed")
 
 
+def sweep(words: list[str]) -> int:
+    """``geodl -m``: the jobs that words with several values stand for, each composed once. What is
+    finished is skipped right here; Hydra's launcher gets the others. How many failed.
+
+    Raises:
+        UserError: a flag, or a sweeper of Hydra's, that a sweep does not take.
+        HydraException: a job cannot be composed; nothing was launched.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    flags = [w for w in words if w.startswith("-") and w not in ("-m", "--multirun")]
+    if flags:
+        raise UserError(f"{flags[0]} cannot be given with a sweep: leave it or -m out.")
+    words = [w for w in words if not w.startswith("-")]
+    entries: list[dict[str, Any]] = []
+    with composer() as compose:
+        master = _master(words)
+        if not str(master.hydra.sweeper._target_).endswith(".BasicSweeper"):
+            raise UserError("hydra/sweeper: geodl -m takes grids only; scripts/search.py searches.")
+        given = [f"{k}={v}" for k, v in (master.hydra.sweeper.params or {}).items()]
+        parsed = OverridesParser.create().parse_overrides([*given, *master.hydra.overrides.task])
+        (jobs,) = BasicSweeper.split_arguments(parsed, None)
+        todo: list[list[str]] = []
+        for job, cfg in [(job, compose(job)) for job in jobs]:
+            entry: dict[str, Any] = {"job": " ".join(job)}
+            try:
+                validate(cfg)
+                if cfg.mode != "train" or cfg.force or not record.skipped(cfg):
+                    todo.append(job)
+                elif done := record.finished(cfg):
+                    scores = record.headlines(done[1])
+                    entries.append(
+                        entry | {"status": "skipped", "where": str(done[0]), "eval": scores}
+                    )
+            except UserError as error:
+                sys.stderr.write(f"geodl: {entry['job']}: {error}\n")
+                entries.append(entry | {"status": "failed"})
+        try:
+            launch(todo, words, entries)
+        finally:
+            failed = summary(entries)
+    return failed
+
+
+def launch(jobs: list[list[str]], words: list[str], entries: list[dict[str, Any]]) -> None:
+    """Run jobs, each a list of overrides, by Hydra's launcher (whichever ``words`` choose); what
+    became of them is added to ``entries``. Only inside a session of Hydra."""
+    from hydra._internal.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.plugins import Plugins
+    from hydra.types import HydraContext
+
+    if not jobs:
+        return
+    master = _master(words)
+    context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(
+        hydra_context=context, task_function=sweep_job, config=master
+    )
+    with board(Path(master.paths.outputs), entries):
+        launcher.launch(jobs, 0)
+
+
+def _master(words: list[str]) -> Any:
+    """What Hydra calls the config of a sweep, its own part included."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.types import RunMode
+
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None
+    return hydra.compose_config("run", overrides=words, run_mode=RunMode.MULTIRUN)
+
+
 @contextlib.contextmanager
-def board(outputs: Path) -> Generator[list[dict[str, Any]]]:
+def board(outputs: Path, entries: list[dict[str, Any]]) -> Generator[None]:
     """What becomes of a sweep's jobs: each leaves one line in a file, in whatever process or on
     whatever machine it runs; the list is filled at the end. A launcher that gives up on a job (out
     of time, say) takes nothing from the others."""
     board = outputs.expanduser().resolve() / ".hydra" / f"sweep-{os.getpid()}.jsonl"
     board.unlink(missing_ok=True)
     os.environ["GEODL_SWEEP"] = str(board)
-    entries: list[dict[str, Any]] = []
     try:
-        yield entries
+        yield
     except Stopped:
         log.error("stopped (SIGTERM): the same command goes on from here")
         raise
@@ -45,57 +119,30 @@ def board(outputs: Path) -> Generator[list[dict[str, Any]]]:
         entries.append({"job": "the launcher", "status": "failed"})
     finally:
         if board.is_file():
-            entries[:0] = [json.loads(line) for line in board.read_text().splitlines()]
+            entries += [json.loads(line) for line in board.read_text().splitlines()]
         board.unlink(missing_ok=True)
 
 
-def launch(jobs: list[list[str]], words: list[str], outputs: Path) -> list[dict[str, Any]]:
-    """Run jobs, each a list of overrides, by Hydra's launcher (whichever ``words`` choose); what
-    became of them. Only inside a command line of geodl."""
-    from hydra._internal.callbacks import Callbacks
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.plugins import Plugins
-    from hydra.types import HydraContext, RunMode
-
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    config = hydra.compose_config("run", overrides=words, run_mode=RunMode.MULTIRUN)
-    context = HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks())
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=sweep_job, config=config
-    )
-    with board(outputs) as entries:
-        launcher.launch(jobs, 0)
-    return entries
-
-
 def sweep_job(cfg: Any) -> None:
-    """One job of a sweep: skipped here, or run in a process of its own, so that a crash stays its
-    own. It never raises: the sweep goes on, and the summary tells."""
+    """One job of a sweep, run in a process of its own, so that a crash stays its own. It never
+    raises: the sweep goes on, and the summary tells."""
     from hydra.core.hydra_config import HydraConfig
 
     overrides = list(HydraConfig.get().overrides.task)
     entry: dict[str, Any] = {"job": " ".join(overrides)}
     try:
-        validate(cfg)
         folder = record.run_folder(cfg) if cfg.mode == "train" else None
-        if cfg.mode == "train" and not cfg.force and record.skipped(cfg):
-            done = record.finished(cfg)
-            assert done is not None
-            entry |= {"status": "skipped", "where": str(done[0]), "eval": record.headlines(done[1])}
-        else:
-            resumed = folder is not None and (folder / "last.ckpt").is_file() and not cfg.force
-            sys.stderr.write(f"\n== {entry['job']}\n")
-            command = [sys.executable, "-m", "geodl", *overrides]
-            with gpu(cfg) as device:
-                environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
-                code = _run(command, environment | device)
-            if code in (-2, 130):
-                raise KeyboardInterrupt
-            entry["status"] = "failed" if code else "resumed" if resumed else "done"
-            result = record.read_result(folder) if folder else None
-            if result:
-                entry |= {"where": str(folder), "eval": record.headlines(result)}
+        resumed = folder is not None and (folder / "last.ckpt").is_file() and not cfg.force
+        sys.stderr.write(f"\n== {entry['job']}\n")
+        with gpu(cfg) as device:
+            environment = {k: v for k, v in os.environ.items() if k != "GEODL_SWEEP"}
+            code = _run([sys.executable, "-m", "geodl", *overrides], environment | device)
+        if code in (-2, 130):
+            raise KeyboardInterrupt
+        entry["status"] = "failed" if code else "resumed" if resumed else "done"
+        result = record.read_result(folder) if folder else None
+        if result:
+            entry |= {"where": str(folder), "eval": record.headlines(result)}
     except (KeyboardInterrupt, Stopped):
         _note(entry | {"status": "stopped"})
         raise
