@@ -114,14 +114,15 @@ def test_class_weights_are_fitted_and_stored(shapes):
     assert "weight" not in task("task=segmentation", "encoder=point_mlp").state_dict()
 
 
-def test_voting_averages_over_rotations(shapes):
-    model = task("task.votes=4", "encoder.points=null").eval()
+@pytest.mark.parametrize("votes", [2, 4])
+def test_voting_averages_over_rotations(shapes, votes):
+    model = task(f"task.votes={votes}", "encoder.points=null").eval()
     batch = ShapeBatch.pack(shapes[:2])
     voted = model.predict_eval(batch).output.exp()
     torch.testing.assert_close(voted.sum(1), torch.ones(2))
     from geodl.augment import axis_rotation
 
-    turned = batch.rotated(axis_rotation("y", torch.pi / 2))
+    turned = batch.rotated(axis_rotation("y", 2 * torch.pi / votes))
     torch.testing.assert_close(model.predict_eval(turned).output.exp(), voted, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(model.predict(turned).output, model.predict(batch).output, atol=1e-4)
 

@@ -36,16 +36,15 @@ def gradient(
     frames = tangent_frames(vertex_normals(geometry) if normal is None else normal)
     if geometry.is_cloud:
         near = cloud_neighbors(pos)
-        tail = np.repeat(np.arange(n), near.shape[1])
-        tip = near.reshape(-1)
+        tail, tip = np.repeat(np.arange(n), near.shape[1]), near.reshape(-1)
     else:
-        tail, tip = np.concatenate(
-            [geometry.face[:, [0, 1]], geometry.face[:, [1, 2]], geometry.face[:, [2, 0]]]
-        ).T
-        code = np.unique(np.concatenate([tail * n + tip, tip * n + tail]))
-        tail, tip = code // n, code % n
-    keep = tail != tip
-    tail, tip = tail[keep], tip[keep]
+        tail, tip = geometry.face.T.reshape(-1), geometry.face.T[[1, 2, 0]].reshape(-1)
+        tail, tip = np.concatenate([tail, tip]), np.concatenate([tip, tail])
+    # The pattern of both matrices, rows in order: every vertex, its neighbours and itself.
+    index = np.concatenate([tail, np.arange(n)]), np.concatenate([tip, np.arange(n)])
+    pattern = sp.csr_matrix((np.ones(len(index[0]), bool), index), shape=(n, n))
+    tail, tip = np.repeat(np.arange(n), np.diff(pattern.indptr)), pattern.indices
+    own = tail == tip
     edge = pos[tip] - pos[tail]
     ex = np.einsum("ij,ij->i", edge, frames[tail, 0])
     ey = np.einsum("ij,ij->i", edge, frames[tail, 1])
@@ -56,12 +55,10 @@ def gradient(
     det = (a * d - b * b)[tail]
     gx = (d[tail] * ex - b[tail] * ey) / det
     gy = (a[tail] * ey - b[tail] * ex) / det
-    rows = np.concatenate([tail, np.arange(n)])
-    cols = np.concatenate([tip, np.arange(n)])
-    matrices = []
+    matrices: list[sp.csr_matrix] = []
     for value in (gx, gy):
-        data = np.concatenate([value, -np.bincount(tail, value, n)])
-        matrices.append(sp.csr_matrix((data, (rows, cols)), shape=(n, n)))
+        value[own] = -np.bincount(tail, value, n)
+        matrices.append(sp.csr_matrix((value, tip, pattern.indptr), shape=(n, n)))
     return matrices[0], matrices[1]
 
 

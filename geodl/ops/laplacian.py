@@ -42,7 +42,7 @@ def _cotan(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
     pos, face = geometry.pos, geometry.face
     n = len(pos)
     corner = pos[face]
-    rows, cols, values = [], [], []
+    weights = np.empty((3, len(face)))
     third = np.zeros(len(face))
     for i in range(3):
         j, k = (i + 1) % 3, (i + 2) % 3
@@ -50,16 +50,15 @@ def _cotan(geometry: Geometry) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
         dot = np.einsum("ij,ij->i", u, v)
         cross = np.cross(u, v)
         length = np.sqrt(np.einsum("ij,ij->i", cross, cross))
-        weight = 0.5 * dot / (length + 1e-10)
-        a, b = face[:, j], face[:, k]
-        rows += [a, b, a, b]
-        cols += [b, a, a, b]
-        values += [-weight, -weight, weight, weight]
+        weights[i] = 0.5 * dot / (length + 1e-10)
         if i == 0:
             third = length / 6
-    index = (np.concatenate(rows), np.concatenate(cols))
-    lap = sp.csr_matrix((np.concatenate(values), index), shape=(n, n))
-    mass = np.bincount(face.reshape(-1), np.repeat(third, 3), n)
+    a, b = face.T[[1, 2, 0]].reshape(-1), face.T[[2, 0, 1]].reshape(-1)
+    weight = weights.reshape(-1)
+    total = np.bincount(a, weight, n) + np.bincount(b, weight, n)
+    rows, cols = np.concatenate([a, b, np.arange(n)]), np.concatenate([b, a, np.arange(n)])
+    lap = sp.csr_matrix((np.concatenate([-weight, -weight, total]), (rows, cols)), shape=(n, n))
+    mass = np.bincount(face.T.reshape(-1), np.tile(third, 3), n)
     return lap, mass.astype(np.float64)
 
 
