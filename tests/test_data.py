@@ -1,6 +1,8 @@
 """Every data set on a miniature of its layout, made here; no real file is touched."""
 
+import gc
 import json
+import pickle
 import tarfile
 
 import numpy as np
@@ -17,6 +19,7 @@ from geodl.data.files import read_labels, read_mesh, write_ply
 from geodl.data.folder import Folder
 from geodl.data.human_seg import HumanSeg
 from geodl.data.loaders import EpochBatches, Loaders
+from geodl.data.memory import Memory
 from geodl.data.modelnet import MODELNET10, MODELNET40, ModelNet
 from geodl.data.preprocess import Preprocess
 from geodl.data.princeton import NAMES, Princeton
@@ -475,6 +478,30 @@ def test_batches_depend_on_seed_and_epoch_alone():
     assert list(EpochBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
 
 
+# ---- memory ----
+
+
+def test_memory_keeps_what_fits_and_forgets_with_the_owner(paths):
+    data = Creatures(paths, size="tiny")
+    items, wishes = data.items("train"), Wishes(Needs.of(Spectrum(8)))
+    free = View(data, items, wishes, train=True, memory=Memory(1 << 40))
+    for i in range(16):
+        assert free[0, i] is free[1, i], "kept"
+    whole = free.memory.used
+    memory = Memory(whole // 2)
+    tight = View(data, items, wishes, train=True, memory=memory)
+    for epoch in range(2):
+        for i in range(16):
+            assert torch.equal(tight[epoch, i].ops.evecs, free[epoch, i].ops.evecs)
+    kept = sum(tight[0, i] is tight[1, i] for i in range(16))
+    assert memory.used <= memory.limit and 5 <= kept <= 11, "about half of them"
+    assert pickle.loads(pickle.dumps(memory)).used == 0, "another process begins with nothing"
+    used = memory.used
+    del tight
+    gc.collect()
+    assert 0 < memory.used < used, "what belongs to the source is left"
+
+
 # ---- augmentation ----
 
 
@@ -490,7 +517,7 @@ def test_augmentations_that_spoil_operators_need_copies(paths, place):
     wishes = Wishes(needs, (Jitter(0.02), SO3()), copies=2)
     dataset = View(data, data.items("train")[:1], wishes, train=True)
     seen = {dataset[epoch, 0].ops.evals[5].item() for epoch in range(12)}
-    assert len(seen) == 2 and len(dataset.kept) == 2
+    assert len(seen) == 2
     data = Loaders(Creatures(place, size="tiny"), wishes)
     assert data.prepare(splits=["train"]).misses == 16 * (1 + 2 * 2)
     assert data.prepare(splits=["train"]).misses == 0, "every copy is prepared"

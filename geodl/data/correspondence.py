@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_mesh
+from geodl.data.formats.base import table
 from geodl.data.preprocess import UNIT_AREA, Preprocess
 from geodl.data.source import Source
 from geodl.errors import UserError
@@ -173,8 +174,12 @@ def read_vts(file: Path) -> NDArray[np.int64]:
     Raises:
         UserError: a line that is no whole number; it names the line.
     """
+    lines = file.read_text().split("\n")
+    whole = table([line for line in lines if line.strip()], 1, np.int64)
+    if whole is not None:
+        return whole[:, 0] - 1
     numbers: list[int] = []
-    for i, line in enumerate(file.read_text().split("\n"), 1):
+    for i, line in enumerate(lines, 1):
         if line.strip():
             try:
                 numbers.append(int(float(line)) - 1)

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from geodl.data.memory import Memory, available
 from geodl.data.preprocess import BadShape
 from geodl.data.source import Source
 from geodl.data.views import GroupView, View, Wishes
 from geodl.errors import UserError
 from geodl.perturb import Perturbation
 from geodl.progress import track
-from geodl.shape import GroupBatch, Shape, ShapeBatch
+from geodl.shape import GroupBatch, ShapeBatch
 from geodl.spec import Item
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Loaders(L.LightningDataModule):
         batch_size: the global one.
         workers: processes that load data.
         inputs: names of the shapes of a group, where a batch is one of groups.
+        memory: what keeps shapes that were loaded; by default up to half of what is free.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Loaders(L.LightningDataModule):
         batch_size: int = 1,
         workers: int = 0,
         inputs: tuple[str, ...] = ("shape",),
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -84,7 +87,7 @@ class Loaders(L.LightningDataModule):
         self.workers = workers
         self.inputs = inputs
         self.dropped: dict[str, str] = {}
-        self._loaded: dict[str, Shape] = {}
+        self.memory = memory or Memory(available() // 2)
         self._train: View | GroupView | None = None
 
     def items(self, split: str) -> list[Item]:
@@ -105,7 +108,7 @@ class Loaders(L.LightningDataModule):
         self, split: str, train: bool = False, perturb: Sequence[Perturbation] = ()
     ) -> View | GroupView:
         items = self.items(split)
-        view = View(self.source, items, self.wishes, train, perturb, self._loaded)
+        view = View(self.source, items, self.wishes, train, perturb, self.memory)
         if len(self.inputs) == 1:
             return view
         return GroupView(view, self.pairs(split), self.inputs)
@@ -117,7 +120,7 @@ class Loaders(L.LightningDataModule):
             UserError: it cannot be changed so.
         """
         if perturb and (items := self.items(split)):
-            View(self.source, items, self.wishes, False, perturb, self._loaded).changed(items[0])
+            View(self.source, items, self.wishes, False, perturb, self.memory).changed(items[0])
 
     # ---- preparation ----
 
@@ -159,7 +162,7 @@ class Loaders(L.LightningDataModule):
         # Starting processes costs seconds: they are started when the rest would take longer here.
         start, done = time.perf_counter(), 0
         given = self.source, self.wishes
-        jobs = track((prepare_item(*given, *w) for w in work), len(work), "prepare")
+        jobs = track((prepare_item(*given, *w, self.memory) for w in work), len(work), "prepare")
         for result in jobs:
             yield result
             done += 1
@@ -231,13 +234,15 @@ def _worker_item(work: tuple[Item, bool]) -> Any:
 
 
 def prepare_item(
-    source: Source, wishes: Wishes, item: Item, train: bool
+    source: Source, wishes: Wishes, item: Item, train: bool, memory: Memory | None = None
 ) -> tuple[int, int, list[str], str | None]:
     """Hits, misses, what was mended, and why the shape was dropped (or None)."""
     hits, misses = source.cache.hits, source.cache.misses
     mended: list[str] = []
     try:
         shape, mended = source.load_mended(item)
+        if memory is not None:  # it is wanted again soon
+            shape = memory.get(source, item.name, lambda: shape)
         view = View(source, [item], wishes, train)
         copies = range(wishes.copies) if train and wishes.copies else [0]
         if wishes.needs.computed or wishes.copies:

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from geodl.augment import Augmentation
 from geodl.carry import sampled
+from geodl.data.memory import Memory
 from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.ops.cache import Arrays, Cache, digest
@@ -87,8 +88,8 @@ class Wishes:
 class View(Dataset[Shape]):
     """Shapes of one split as the model sees them; indexed by (epoch, index).
 
-    Preprocessed shapes with their operators stay in memory once loaded. ``loaded`` keeps those
-    without operators for other views, which change the same shapes.
+    ``memory`` keeps shapes with their operators for this view, and without them for all views of
+    the source, which change the same shapes.
     """
 
     def __init__(
@@ -98,15 +99,14 @@ class View(Dataset[Shape]):
         wishes: Wishes,
         train: bool = False,
         perturb: Sequence[Perturbation] = (),
-        loaded: dict[str, Shape] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.source = source
         self.items = items
         self.wishes = wishes
         self.train = train
         self.perturb = list(perturb)
-        self.loaded: dict[str, Shape] = {} if loaded is None else loaded
-        self.kept: dict[tuple[int, int], Shape] = {}
+        self.memory = memory or Memory(0)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -116,10 +116,11 @@ class View(Dataset[Shape]):
         item, wishes, spec = self.items[index], self.wishes, self.source.spec
         rng = np.random.default_rng([wishes.seed, epoch, item_seed(item.name)])
         copy = int(rng.integers(wishes.copies)) if self.train and wishes.copies else 0
-        if (copy, index) not in self.kept:
-            shape = self.source.load(item) if self.train else self.changed(item)
-            self.kept[copy, index] = self.with_operators(shape, item, copy)
-        shape = self.kept[copy, index]
+
+        def make() -> Shape:
+            return self.with_operators(self.changed(item), item, copy)
+
+        shape = self.memory.get(self, (copy, index), make)
         points = wishes.needs.find(Points)
         if points and not wishes.needs.computed:
             shape = sampled(shape, points.n, spec.label_on, rng if self.train else None)
@@ -130,10 +131,8 @@ class View(Dataset[Shape]):
         return shape
 
     def changed(self, item: Item) -> Shape:
-        """What the test set makes of a preprocessed shape."""
-        if item.name not in self.loaded:
-            self.loaded[item.name] = self.source.load(item)
-        shape = self.loaded[item.name]
+        """What the test set makes of a preprocessed shape; a training set leaves it as it is."""
+        shape = self.memory.get(self.source, item.name, lambda: self.source.load(item))
         for perturb in self.perturb:
             shape = self._perturbed(perturb, shape, 0)
         return shape

@@ -96,7 +96,9 @@ def check(pos: NDArray[np.floating], face: NDArray[np.integer], cloud: bool = Fa
         count["degenerate faces"] = bad
     if bad := int(_duplicate(face).sum()):
         count["duplicate faces"] = bad
-    if bad := len(pos) - len(np.unique(face)):
+    used = np.zeros(len(pos), bool)
+    used[face] = True
+    if bad := int((~used).sum()):
         count["unreferenced vertices"] = bad
     sides = np.sort(np.concatenate([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]]), axis=1)
     _, uses = np.unique(_codes(sides), return_counts=True)
@@ -104,7 +106,7 @@ def check(pos: NDArray[np.floating], face: NDArray[np.integer], cloud: bool = Fa
         count["non-manifold edges"] = bad
     graph = sp.coo_matrix((np.ones(len(sides)), (sides[:, 0], sides[:, 1])), (len(pos),) * 2)
     _, component = connected_components(graph, directed=False)
-    if (bad := len(np.unique(component[face[:, 0]]))) > 1:
+    if (bad := int((np.bincount(component[face[:, 0]]) > 0).sum())) > 1:
         count["components"] = bad
     return Defects(count)
 

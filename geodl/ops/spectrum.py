@@ -99,7 +99,7 @@ def _largest(apply: Any, n: int, k: int) -> tuple[Array, Array]:
     basis = np.empty((n, most + p), order="F")
     small = np.zeros((most + p, most + p))
     basis[:, :p], _ = la.qr(np.random.default_rng(0).standard_normal((n, p)), mode="economic")
-    m, check = p, 5 * k // 2 + 92  # where it converges on meshes of thousands of vertices
+    m, check = p, min(most, 5 * k // 2 + 92)  # where it converges on meshes of thousands of vertices
     pause, due = 6, 2  # steps between orthogonalisations; until the next pair of them is over
     while True:
         block = np.asfortranarray(apply(basis[:, m - p : m]))
@@ -116,7 +116,7 @@ def _largest(apply: Any, n: int, k: int) -> tuple[Array, Array]:
             lost /= np.abs(np.diag(upper)).min()
             pause = max(0, pause - 1) if lost > 1e-8 else pause + (lost < 1e-10)
         due = due - 1 if due > 1 else pause + 2
-        if m >= check or m >= most:
+        if m >= check:
             band = np.triu(small[:m, :m])
             # Divide and conquer: all pairs in less time than the wanted ones by another method.
             theta, ritz = la.eigh(band + np.triu(band, 1).T, driver="evd", check_finite=False)
@@ -127,7 +127,8 @@ def _largest(apply: Any, n: int, k: int) -> tuple[Array, Array]:
             if not (m < most and np.isfinite(residual)):
                 raise ValueError(f"{k} eigenpairs did not converge in a space of {m}")
             # It falls by ten about every other step.
-            check = m + p * max(1, int(np.ceil(2 * np.log10(residual / TOLERANCE))))
+            steps = max(1, int(np.ceil(2 * np.log10(residual / TOLERANCE))))
+            check = min(most, m + p * steps)
         basis[:, m : m + p] = block
         small[m : m + p, m - p : m] = upper
         m += p

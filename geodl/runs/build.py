@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from geodl.augment import Augmentation
 from geodl.data.fetch import Paths
 from geodl.data.loaders import Loaders
+from geodl.data.memory import Memory, available
 from geodl.data.source import Source
 from geodl.data.views import Wishes
 from geodl.decoders.base import Decoder
@@ -75,7 +76,10 @@ class Parts:
             check_registered(task.encoder, [("augmentation", a) for a in augment])
         copies = int(cfg.augment.get("copies", 0) or 0)
         wishes = Wishes(task.needs, tuple(augment), copies, cfg.seed)
-        return Loaders(self.data, wishes, cfg.batch_size, cfg.workers, task.inputs)
+        limit = cfg.data.get("memory")
+        most = available() / 2 if limit is None else limit * 2**30
+        memory = Memory(int(most / (1 + cfg.workers)))  # each process keeps its own
+        return Loaders(self.data, wishes, cfg.batch_size, cfg.workers, task.inputs, memory)
 
     def tests(self, names: Sequence[str]) -> dict[str, list[Perturbation]]:
         """The changes that named test sets make.
@@ -101,7 +105,9 @@ def build(cfg: DictConfig) -> Parts:
 
 
 def build_data(cfg: DictConfig) -> Source:
-    return make("data", cfg.data, allow=allow(cfg))(paths=paths(cfg))
+    options = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
+    options.pop("memory", None)  # the loaders' affair
+    return make("data", options, allow=allow(cfg))(paths=paths(cfg))
 
 
 def build_task(cfg: DictConfig, spec: DataSpec) -> Task:

@@ -58,6 +58,9 @@ def validate(cfg: Any) -> None:
         raise UserError(f"trainer.devices={cfg.trainer.devices}: one device is supported so far.")
     if cfg.trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={cfg.trainer.precision}: choose 32-true or bf16-mixed.")
+    memory = cfg.data.get("memory")
+    if not (memory is None or (isinstance(memory, (int, float)) and memory >= 0)):
+        raise UserError(f"data.memory={memory} must be a number of GB, or null.")
     copies = cfg.augment.copies
     if not isinstance(copies, int) or isinstance(copies, bool) or copies < 0:
         raise UserError(f"augment.copies={copies} must be a whole number of 0 or more.")

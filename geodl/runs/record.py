@@ -75,6 +75,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     plain = cast("dict[str, Any]", OmegaConf.to_container(cfg, resolve=True))
     for key in NOT_HASHED:
         plain.pop(key, None)
+    (plain.get("data") or {}).pop("memory", None)
     trainer = plain.get("trainer") or {}
     plain["trainer"] = {k: v for k, v in trainer.items() if k not in NOT_HASHED_TRAINER}
     for key in ("weights", "init"):

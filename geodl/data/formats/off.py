@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from geodl.data.formats.base import Polygons, Unreadable, floats, lines_of, lists, whole
+import numpy as np
+
+from geodl.data.formats.base import Polygons, Unreadable, floats, lines_of, lists, table, whole
 
 
 def read(path: Path) -> Polygons:
@@ -30,7 +32,12 @@ def read(path: Path) -> Polygons:
             f"its header says {vertices} vertices and {faces} faces, one a line, but "
             f"{len(lines)} lines follow"
         )
-    rows = [line.split()[:3] for line in lines[:vertices]]
-    pos = floats(rows, "vertex", 3)
-    corners, sizes = lists([line.split() for line in lines[vertices:]], "face")
+    points, rest = lines[:vertices], lines[vertices:]
+    pos = table(points, 3, np.float64)
+    if pos is None:
+        pos = floats([line.split()[:3] for line in points], "vertex", 3)
+    triangles = table(rest, 4, np.int64)
+    if triangles is not None and (triangles[:, 0] == 3).all():
+        return Polygons(pos, triangles[:, 1:].reshape(-1), triangles[:, 0])
+    corners, sizes = lists([line.split() for line in rest], "face")
     return Polygons(pos, corners, sizes)
