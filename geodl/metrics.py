@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics.utilities import dim_zero_cat
 
 from geodl.ops.cache import Cache, digest
 from geodl.ops.geodesic import Method, area, distances
@@ -138,7 +139,7 @@ class VertexError(Metric):
         self.rows.append((predicted - true).norm(dim=2) * unit)
 
     def compute(self) -> dict[str, Tensor]:
-        errors = torch.cat(self.rows)
+        errors = dim_zero_cat(self.rows)
         flat = errors.flatten().sort().values
         at = torch.linspace(0, 1, 101, device=flat.device) * (len(flat) - 1)
         quantiles = flat[at.round().long()]
@@ -279,7 +280,11 @@ class MapError(Metric):
         return float(energy) / area(target.pos.numpy(), target.face.numpy())
 
     def compute(self) -> dict[str, Tensor]:
-        errors, pairs, rest = torch.cat(self.errors), torch.cat(self.pairs), torch.cat(self.rest)
+        errors, pairs, rest = (
+            dim_zero_cat(self.errors),
+            dim_zero_cat(self.pairs),
+            dim_zero_cat(self.rest),
+        )
         limits = torch.linspace(0, self.LIMIT, 101, dtype=torch.float64)
         pck = torch.stack([(errors <= t).double().mean() for t in limits])
         exact, cover, dirichlet, lost = rest.unbind(1)

@@ -475,6 +475,8 @@ def test_batches_depend_on_seed_and_epoch_alone():
     assert {len(b) for s in shares for b in s} <= {4, 5}
     seen = {i for s in shares for b in s for _, i in b}
     assert seen == set(range(33)) and len(shares[0]) == len(shares[1])
+    shares = [EpochBatches(7, 4, rank=rank, world=2) for rank in (0, 1)]
+    assert sorted(i for s in shares for b in s for _, i in b) == list(range(7)), "once each"
     assert list(EpochBatches(5, 2)) == [[(0, 0), (0, 1)], [(0, 2), (0, 3)], [(0, 4)]]
 
 

@@ -188,6 +188,44 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["outputs"]
 
 
+def test_two_processes_train_what_one_does_and_the_other_way_round(tmp_path):
+    words = [*TINY[:1], "encoder=diffusionnet", "encoder.width=8", "encoder.blocks=2"]
+    words += ["encoder.k_eig=8", "encoder.dropout=0", "batch_size=6", "epochs=5", "select=val"]
+    words += ["figures=false", "optim.lr=0.01"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu"]
+    geodl(*words, "paths.outputs=one", cwd=tmp_path)
+    geodl(*words, *two, "paths.outputs=two", cwd=tmp_path)
+    (one,) = tmp_path.glob("one/*/*/*/*/last.ckpt")
+    (both,) = tmp_path.glob("two/*/*/*/*/last.ckpt")
+    rows = [[float(x) for x in line.split(",")[:-1]] for line in _lines(one.parent)[1:]]
+    others = [[float(x) for x in line.split(",")[:-1]] for line in _lines(both.parent)[1:]]
+    assert len(rows) == 5 and np.allclose(rows, others, rtol=1e-3), "training and val, every epoch"
+    a, b = weights(one.parent, "best.ckpt"), weights(both.parent, "best.ckpt")
+    assert all(torch.allclose(a[k], b[k], rtol=1e-2, atol=1e-4) for k in a)
+    assert sorted(p.name for p in one.parent.iterdir()) == sorted(
+        p.name for p in both.parent.iterdir()
+    )
+    # One that was killed goes on in one process.
+    command = [sys.executable, "-m", "geodl", *words, *two, "paths.outputs=third"]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert any(line.startswith("epoch 2/5") for line in process.stderr)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    done = geodl(*words, "paths.outputs=third", cwd=tmp_path)
+    (third,) = tmp_path.glob("third/*/*/*/*/last.ckpt")
+    assert "resuming" in done.stderr and len(_lines(third.parent)) == 6
+    c = weights(third.parent, "best.ckpt")
+    assert all(torch.allclose(a[k], c[k], rtol=1e-2, atol=1e-4) for k in a)
+
+
+def _lines(folder):
+    return (folder / "metrics.csv").read_text().splitlines()
+
+
 def test_a_failing_job_keeps_its_traceback_and_the_sweep_goes_on(tmp_path):
     words = ["-m", *TINY, "epochs=2", "figures=false", "optim.lr=1e20,0.001"]
     done = geodl(*words, cwd=tmp_path, code=1)

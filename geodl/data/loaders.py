@@ -198,10 +198,14 @@ class Loaders(L.LightningDataModule):
         assert trainer is not None
         return self.train_batches(trainer.current_epoch, trainer.global_rank, trainer.world_size)
 
-    def batches(self, split: str, perturb: Sequence[Perturbation] = ()) -> DataLoader[Any]:
-        """Evaluation batches, in order, without augmentation."""
+    def batches(
+        self, split: str, perturb: Sequence[Perturbation] = (), rank: int = 0, world: int = 1
+    ) -> DataLoader[Any]:
+        """Evaluation batches, in order, without augmentation; of several processes, each has its
+        share, and no shape is in two."""
         dataset = self.dataset(split, perturb=perturb)
-        return self._loader(dataset, EpochBatches(len(dataset), self.batch_size))
+        order = EpochBatches(len(dataset), self.batch_size, rank=rank, world=world)
+        return self._loader(dataset, order)
 
     def _loader(self, dataset: Dataset[Any], batches: EpochBatches) -> DataLoader[Any]:
         return DataLoader(

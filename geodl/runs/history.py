@@ -78,7 +78,8 @@ class History(L.Callback):
         self.better, self.value = False, None
         if (split == "val" and data.has("val")) or self.select == "test":
             context = cast(Any, trainer.strategy.precision_plugin).forward_context
-            scores = task.evaluate(data.batches(split), context).scores
+            share = trainer.global_rank, trainer.world_size
+            scores = task.evaluate(data.batches(split, (), *share), context).scores
             row |= {f"{split}/{k}": v for k, v in scores.items()}
             name = headline(task.metrics, scores)
             more = task.metrics[name].better == "more"
@@ -183,6 +184,10 @@ class Saver(Checkpoint):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = self.history.folder
+        if trainer.global_rank:  # of several processes the first one writes; the others wait
+            for _ in range(2 if self.history.better else 1):
+                trainer.save_checkpoint(folder / "last.ckpt")
+            return
         if not folder.is_dir():  # Lightning would make a new one, without what lay in it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(folder))
         if self.history.better:

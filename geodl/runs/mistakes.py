@@ -54,8 +54,16 @@ def validate(cfg: Any) -> None:
         raise UserError("ckpt= is for mode=eval and mode=predict: to go on from it, give init=.")
     if cfg.ckpt:
         _refuse_overrides()
-    if cfg.trainer.devices != 1:
-        raise UserError(f"trainer.devices={cfg.trainer.devices}: one device is supported so far.")
+    count = cfg.trainer.devices
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise UserError(f"trainer.devices={count} must be a whole number of 1 or more.")
+    if count > 1 and not str(cfg.trainer.get("strategy", "")).startswith("ddp"):
+        raise UserError(f"trainer.devices={count} takes several processes: give trainer=ddp.")
+    if cfg.batch_size % (processes := count * int(cfg.trainer.get("num_nodes", 1))):
+        raise UserError(
+            f"batch_size={cfg.batch_size} is that of all {processes} devices together: choose a "
+            "multiple of their number."
+        )
     if cfg.trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={cfg.trainer.precision}: choose 32-true or bf16-mixed.")
     memory = cfg.data.get("memory")

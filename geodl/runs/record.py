@@ -58,7 +58,7 @@ SHARED = (
     *("data.preprocess", "data.views", "data.loaders"),
 )
 FIRST = {"ops": 4, "data.creatures": 3}  # others began with 1
-NOT_HASHED_TRAINER = ("accelerator", "devices", "deterministic")
+NOT_HASHED_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "deterministic")
 FORMAT = 2  # of checkpoints and result.json
 
 

@@ -181,13 +181,15 @@ def die_along() -> None:
 
 @contextlib.contextmanager
 def gpu(cfg: Any) -> Generator[dict[str, str]]:
-    """A GPU that no other job of this machine has, as environment; waits for one to be free."""
+    """A GPU that no other job of this machine has, as environment; waits for one to be free. A job
+    on several devices takes them all."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is None:
         count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
         shown = ",".join(map(str, range(count)))
     devices = [d for d in shown.split(",") if d]
-    if str(cfg.trainer.accelerator) not in ("gpu", "cuda", "auto") or len(devices) < 2:
+    wants = str(cfg.trainer.accelerator) in ("gpu", "cuda", "auto") and cfg.trainer.devices == 1
+    if not wants or len(devices) < 2:
         yield {}
         return
     from filelock import FileLock, Timeout

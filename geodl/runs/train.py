@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
 import sys
 import time
@@ -21,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from geodl.atomic import atomic
 from geodl.data.loaders import Loaders
+from geodl.data.source import Source
 from geodl.errors import Stopped, UserError
-from geodl.runs import record
+from geodl.runs import ranks, record
 from geodl.runs.build import (
     Parts,
     allow,
@@ -43,6 +45,9 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig) -> str:
     """Train, or resume, or only evaluate what is missing; then write figures and result.json."""
     folder = record.run_folder(cfg)
+    if ranks.rank(cfg):  # the first process has the folder
+        logging.getLogger("geodl").setLevel(logging.ERROR)
+        return _follow(cfg, folder)
     fresh = not folder.exists()
     record.make_folder(folder)
     with _alone(folder):
@@ -63,6 +68,18 @@ def train(cfg: DictConfig) -> str:
                 folder / "result.json", result | {"traceback": traceback.format_exc()}
             )
             raise
+
+
+def _follow(cfg: DictConfig, folder: Path) -> str:
+    """Train as one of several processes, and write nothing."""
+    result = record.read_result(folder)
+    if result and result.get("status") == "done" and not cfg.force:
+        return ""
+    parts, loaders = _data_and_task(cfg)
+    loaders.prepare(_open_now(cfg, parts.data))
+    _start(cfg, parts.task)
+    _fit(cfg, parts.task, loaders, folder, History(folder, {}, cfg.select))
+    return ""
 
 
 def _remove(folder: Path, outputs: Path) -> None:
@@ -113,18 +130,15 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     record.write_json(folder / "result.json", result)
     history: History | None = None
     try:
-        source = build_data(cfg)
+        parts, loaders = _data_and_task(cfg)
+        source, task = parts.data, parts.task
         found = source.found()
         log.info(found)
         (folder / "data.txt").write_text(found + "\n")
-        task = build_task(cfg, source.spec)
-        parts = Parts(cfg, source, task)
-        loaders, tests = parts.loaders(), parts.tests(list(cfg.test))
+        tests = parts.tests(list(cfg.test))
         if cfg.select == "val" and not loaders.has("val"):
             raise UserError(f"select=val, but {source.name} has no val split: use select=last.")
-        # The test split stays closed until it is evaluated, unless it selects the epoch.
-        open_now = {"train", "test" if cfg.select == "test" else "val"} & set(source.all_splits())
-        report = loaders.prepare(sorted(open_now))
+        report = loaders.prepare(_open_now(cfg, source))
         log.info("%s", report)
         _log_mended(report.mended)
         for chosen in tests.values():  # a change that cannot be is better known now
@@ -138,10 +152,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
             "dropped": report.dropped,
             "parameters": sum(p.numel() for p in task.parameters()),
         }
-        if cfg.weights:
-            task.load_strict(task.translate(load_weights(cfg.weights)), cfg.weights)
-        if cfg.init:
-            initialise(task, cfg.init)
+        _start(cfg, task)
         meta = {
             "format": record.FORMAT,
             "config": config,
@@ -163,6 +174,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
             "select": cfg.select,
             "best_epoch": history.best_epoch if cfg.select != "last" else None,
             "device": str(device(cfg)),
+            "devices": ranks.world(cfg),
             "threads": torch.get_num_threads(),
             "train": {k: v for k, v in last.items() if k.startswith("train/")},
             "val": {k: v for k, v in last.items() if k.startswith("val/")},
@@ -187,12 +199,36 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         raise
 
 
+def _data_and_task(cfg: DictConfig) -> tuple[Parts, Loaders]:
+    source = build_data(cfg)
+    source.all_splits()
+    parts = Parts(cfg, source, build_task(cfg, source.spec))
+    return parts, parts.loaders()
+
+
+def _open_now(cfg: DictConfig, source: Source) -> list[str]:
+    """The splits that training reads: the test split stays closed until it is evaluated, unless it
+    selects the epoch."""
+    return sorted({"train", "test" if cfg.select == "test" else "val"} & set(source.all_splits()))
+
+
+def _start(cfg: DictConfig, task: Task) -> None:
+    """Weights to begin with, where some are given."""
+    if cfg.weights:
+        task.load_strict(task.translate(load_weights(cfg.weights)), cfg.weights)
+    if cfg.init:
+        initialise(task, cfg.init)
+
+
 def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: History) -> None:
     device(cfg)
     if "lr_monitor" in cfg.callbacks and not cfg.logger:
         raise UserError("callbacks=lr_monitor needs logger=wandb or tensorboard.")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # else Lightning sets threads
     trainer = L.Trainer(
+        plugins=ranks.plugins(cfg),
         **{str(k): v for k, v in cfg.trainer.items()},
         max_epochs=cfg.epochs,
         default_root_dir=folder,
@@ -204,7 +240,7 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
         ],
         logger=make("logger", cfg.logger, allow=allow(cfg))() if cfg.logger else False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=sys.stderr.isatty() and not ranks.rank(cfg),
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
@@ -214,12 +250,16 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
     resume = _good(folder, task)
     if resume:
         log.info("resuming %s", resume)
-        if resume != last:  # it may have nothing left to train, and last.ckpt is evaluated
+        if resume != last and not ranks.rank(
+            cfg
+        ):  # it may have nothing left to train, and last.ckpt is evaluated
             with atomic(last) as part:
                 shutil.copyfile(resume, part)
     else:
         task.fit(loaders.batches("train"))
     if cfg.epochs == 0 or not any(p.requires_grad for p in task.parameters()):
+        if ranks.rank(cfg):
+            return
         with atomic(last) as part:  # nothing to train, but a checkpoint all the same
             torch.save({"state_dict": task.state_dict(), "geodl": history.meta}, part)
         history.write_csv()
@@ -234,6 +274,7 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
             ".*is not compiled.*",
             ".*tensorboardX.*",
             ".*`isinstance\\(treespec.*",
+            ".*sync_dist=True.*",
         ):
             warnings.filterwarnings("ignore", message=text)
         warnings.filterwarnings("ignore", message=".*Sparse.*", category=UserWarning)
@@ -245,7 +286,11 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
             raise
         except (ValueError, RuntimeError) as error:
             raise _explained(error) from error
-    history.write_csv()
+        finally:  # what follows is for one process alone
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+    if not ranks.rank(cfg):
+        history.write_csv()
 
 
 # What a checkpoint needs for going on from it, beside config and weights.
@@ -275,6 +320,11 @@ def _good(folder: Path, task: Task) -> Path | None:
 def _explained(error: Exception) -> Exception:
     """Faults of a configuration that only training shows, in the user's words."""
     text = str(error)
+    if "Expected to have finished reduction" in text:
+        return UserError(
+            "this model has weights that take no part in a step: give "
+            "trainer.strategy=ddp_find_unused_parameters_true."
+        )
     if "Expected more than 1 value per channel" in text:
         return UserError(
             "BatchNorm needs two shapes in a training batch: set batch_size=2 or more, or add "

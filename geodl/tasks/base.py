@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 import lightning as L
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -238,7 +239,9 @@ class Task(L.LightningModule):
 
     def epoch_scores(self) -> dict[str, float]:
         """Training losses (means over steps) and metrics of the epoch that just ended."""
-        losses = {k: float(v) / max(1, self.steps) for k, v in self.loss_sum.items()}
+        sums = {k: float(v) for k, v in self.loss_sum.items()} | {"steps": float(self.steps)}
+        steps = max(1.0, (sums := _over_processes(sums)).pop("steps"))
+        losses = {k: v / steps for k, v in sums.items()}
         return losses | self.scores(self.epoch_meters[0])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -260,7 +263,8 @@ class Task(L.LightningModule):
         keep: Collection[int] = (),
     ) -> Evaluation:
         """Metrics over all batches of a loader, in eval mode; the shapes whose places in the loader
-        are in ``keep`` come back with their outputs."""
+        are in ``keep`` come back with their outputs. Of several processes, each brings its share of
+        the shapes, and all get the same numbers."""
         was_training = self.training
         self.eval()
         meters = nn.ModuleDict(self.make_meters()).to(self.device)
@@ -284,11 +288,15 @@ class Task(L.LightningModule):
                         kept.append(pair)
             shapes += len(batch)
         self.train(was_training)
+        sums = _over_processes(losses | {"shapes": float(shapes)})
+        shapes = int(sums.pop("shapes"))
         if shapes == 0:
             raise UserError("this split has no shapes: choose another test set.")
-        scores = {k: v / shapes for k, v in losses.items()}
+        scores = {k: v / shapes for k, v in sums.items()}
         scores["loss"] = sum(scores.values())
-        return Evaluation(scores | self.scores(meters), self.details(meters), shapes, kept)
+        scores |= self.scores(meters)
+        details = {} if dist.is_initialized() else self.details(meters)
+        return Evaluation(scores, details, shapes, kept)
 
     def predict_eval(self, batch: Any) -> Prediction:
         """``predict``, with whatever a task does at test time only (voting)."""
@@ -342,6 +350,16 @@ class Evaluation:
     details: dict[str, Any]
     shapes: int
     kept: list[tuple[Any, Tensor]]
+
+
+def _over_processes(values: dict[str, float]) -> dict[str, float]:
+    """Sums over the processes that train together; the values themselves where there is one."""
+    if not dist.is_initialized():
+        return values
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, values)
+    names = dict.fromkeys(name for one in found for name in one)
+    return {name: sum(one.get(name, 0.0) for one in found) for name in names}
 
 
 def _some(words: str, keys: list[str]) -> str:
