@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from geodl.errors import UserError
+from geodl.nn.heat import decayed
 from geodl.shape import ShapeBatch
 from geodl.spec import Needs, Normals, Spectrum
 
@@ -90,7 +91,7 @@ class HKS(Feature):
 
     def forward(self, batch: ShapeBatch) -> Tensor:
         evals = batch.ops.evals[:, : self.k]
-        decay = torch.exp(-evals[:, :, None] * self.times)
+        decay = decayed(evals[:, :, None] * self.times)
         return eigen_sum(batch, decay * _present(evals)[:, :, None])
 
 
@@ -129,7 +130,7 @@ class WKS(Feature):
         # Energies keep 2 sigma from both ends, as in pyFM.
         energy = (low + 2 * sigma)[:, None] + steps * (high - low - 4 * sigma).clamp(min=0)[:, None]
         distance = energy[:, None, :] - evals.clamp(min=1e-6).log()[:, :, None]
-        weights = torch.exp(-(distance**2) / (2 * sigma[:, None, None] ** 2).clamp(min=1e-12))
+        weights = decayed(distance**2 / (2 * sigma[:, None, None] ** 2).clamp(min=1e-12))
         weights = weights * present[:, :, None]
         return eigen_sum(batch, weights / weights.sum(1, keepdim=True).clamp(min=1e-12))
 

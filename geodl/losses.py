@@ -77,7 +77,8 @@ class _Inner(torch.autograd.Function):
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             xp, up = xs[part], u[part]
-            k = torch.addmm(x2[part] + y2, xp, ys.T, beta=-1.0, alpha=2.0).exp_()
+            k = torch.addmm(x2[part] + y2, xp, ys.T, beta=-1.0, alpha=2.0)
+            k = k.clamp_(min=-40.0).exp_()  # see ``geodl.nn.heat``
             t = up @ v.T
             if varifold:
                 k.mul_(t)  # k t, half the slope of k t^2 in t

@@ -1,9 +1,20 @@
 """Speed, side by side with a peer in one process: medians of interleaved runs, as ratios.
 
-    python scripts/profile.py --diffusion-net ~/diffusion-net --mesh a.off [--mesh b.off ...]
+    python scripts/profile.py operators diffusionnet --peers ~/peers --mesh a.off --mesh b.off
+    python scripts/profile.py all --peers ~/peers --mesh a.off --store
 
-Needs the peer's own requirements (scikit-learn). One BLAS thread for the operators, ``--threads``
-torch threads for the training step.
+operators      Laplacian, 128 eigenpairs and gradients of each mesh (diffusion-net)
+prepare        the operators of 100 copies of a mesh, two processes (diffusion-net, one by one)
+diffusionnet   a training step on packed meshes (diffusion-net, one by one as its authors train)
+pointnet       a training step, 24 clouds of 1,024 points (Pointnet_Pointnet2_pytorch)
+spirals        a training step of the SpiralNet++ autoencoder (spiralnet_plus)
+varifold       distance and gradient, 2 x 3,000 vertices (plain torch)
+skipped        a sweep of 200 finished runs (an empty Hydra application with the same 200 jobs)
+
+``--peers`` holds checkouts of the peers under their repositories' names, with what they need
+installed (scikit-learn, hydra); without torch_scatter, spiralnet_plus gets torch's index_add.
+``--store`` puts the rows into docs/performance.md. One BLAS thread for the operators, ``--threads``
+torch threads for steps.
 """
 
 from __future__ import annotations
@@ -15,28 +26,53 @@ from pathlib import Path
 sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 
 import argparse
+import ctypes
 import importlib
+import multiprocessing
+import os
+import platform
+import re
+import subprocess
+import tempfile
 import time
+import types
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+from torch.nn import functional as F
 
 from geodl.runs.build import build_task
 from geodl.runs.compose import compose
 from geodl.data.views import attach
 from geodl.data.files import read_mesh
+from geodl.losses import surface_distance, triangles
+from geodl.nn.spiral import spirals_of
 from geodl.ops.cache import Cache
 from geodl.ops.check import repair
 from geodl.ops.geometry import Geometry
 from geodl.ops.gradient import gradient
+from geodl.ops.hierarchy import pyramid
 from geodl.ops.remesh import simplify
 from geodl.ops.spectrum import spectrum
 from geodl.shape import Shape, ShapeBatch
-from geodl.spec import DataSpec, Gradient, Mass, Needs, Spectrum
+from geodl.spec import DataSpec, Gradient, Mass, Needs, Spectrum, Template
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "performance.md"
+
+
+class Row(NamedTuple):
+    """One comparison: what was done, against what, and median seconds."""
+
+    work: str
+    peer: str
+    theirs: float
+    ours: float
 
 
 def unit_mesh(path: Path, vertices: int | None = None) -> Geometry:
@@ -48,11 +84,21 @@ def unit_mesh(path: Path, vertices: int | None = None) -> Geometry:
     return Geometry.of(pos / np.linalg.norm(pos, axis=1).max(), mesh.face)
 
 
+def _allocator(ours: bool) -> None:
+    """The C library's settings: geodl's own, or about those it starts with."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    defaults = ((-4, 65536), (-3, 32 << 20), (-1, 64 << 20))
+    if mallopt is not None:
+        for option, value in ((-4, 0), (-1, 2**31 - 1)) if ours else defaults:
+            mallopt(option, value)
+
+
 def interleaved(peer: Callable[[], Any], ours: Callable[[], Any], runs: int) -> tuple[float, float]:
     """Median seconds of both, run in turn after one warm-up each."""
     times: tuple[list[float], list[float]] = ([], [])
     for run in range(runs + 1):
         for call, seconds in zip((peer, ours), times, strict=True):
+            _allocator(call is ours)
             start = time.perf_counter()
             call()
             if run:
@@ -60,93 +106,349 @@ def interleaved(peer: Callable[[], Any], ours: Callable[[], Any], runs: int) -> 
     return float(np.median(times[0])), float(np.median(times[1]))
 
 
-def operators(peer: Any, meshes: list[Geometry], runs: int) -> None:
-    print("operators: Laplacian + 128 eigenpairs + gradients, one BLAS thread")
-    for mesh in meshes:
-        pos, face = torch.from_numpy(mesh.pos), torch.from_numpy(mesh.face)
-        with threadpool_limits(1):
-            a, b = interleaved(
-                lambda pos=pos, face=face: peer.geometry.compute_operators(pos, face, 128),
-                lambda mesh=mesh: (spectrum(mesh, 128), gradient(mesh)),
-                runs,
+def train(model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """A training step with Adam."""
+    optimizer = torch.optim.Adam(model.parameters())
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+class Bench:
+    """The suites; each yields rows."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.peers, self.paths, self.runs = options.peers, options.mesh, options.runs
+        self.threads = options.threads
+
+    def peer(self, place: str, module: str) -> Any:
+        """A module of a peer's checkout, which finds its own modules first."""
+        folder = str(self.peers / place)
+        sys.path.insert(0, folder)
+        try:
+            return importlib.import_module(module)
+        finally:
+            sys.path.remove(folder)
+
+    def operators(self) -> Iterator[Row]:
+        peer = self.peer("diffusion-net/src", "diffusion_net")
+        torch.set_num_threads(1)
+        sizes = (640, 2000, None)
+        meshes = [unit_mesh(self.paths[0], n) for n in sizes] + [
+            unit_mesh(p) for p in self.paths[1:]
+        ]
+        for mesh in meshes:
+            pos, face = torch.from_numpy(mesh.pos), torch.from_numpy(mesh.face)
+            with threadpool_limits(1):
+                times = interleaved(
+                    lambda pos=pos, face=face: peer.geometry.compute_operators(pos, face, 128),
+                    lambda mesh=mesh: (spectrum(mesh, 128), gradient(mesh)),
+                    self.runs,
+                )
+            yield Row(
+                f"operators, 128 eigenpairs, {len(mesh.pos):,} vertices", "diffusion-net", *times
             )
-        print(f"  V={len(mesh.pos):6d}  peer {a:.3f} s  geodl {b:.3f} s  ratio {a / b:.2f}")
 
-
-def training(peer: Any, paths: list[Path], vertices: int, batch: int, runs: int) -> None:
-    """Training DiffusionNet (width 64, HKS, 30 classes): a step on one packed batch against
-    steps on as many meshes one by one, which is how the authors train."""
-    cache = Cache("~/.cache/geodl/profile")
-    needs = Needs.of(Spectrum(128), Gradient(), Mass())
-    meshes = [
-        unit_mesh(paths[i % len(paths)], vertices + 7 * (i // len(paths))) for i in range(batch)
-    ]
-    shapes = [
-        attach(
-            Shape(
-                torch.from_numpy(m.pos).float(),
-                torch.from_numpy(m.face),
-                category=torch.tensor(i % 30),
-                name=str(i),
-            ),
-            needs,
-            "cotan",
-            cache,
+    def prepare(self, count: int = 100) -> Iterator[Row]:
+        peer = self.peer("diffusion-net/src", "diffusion_net")
+        torch.set_num_threads(1)
+        mesh = unit_mesh(self.paths[0])
+        rng = np.random.default_rng(0)
+        meshes = [
+            Geometry.of(mesh.pos + 1e-4 * rng.standard_normal(mesh.pos.shape), mesh.face)
+            for _ in range(count)
+        ]
+        with threadpool_limits(1):
+            start = time.perf_counter()
+            for m in meshes:
+                pos, face = torch.from_numpy(m.pos), torch.from_numpy(m.face)
+                peer.geometry.compute_operators(pos, face, 128)
+            theirs = time.perf_counter() - start
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(2, context) as pool:
+            list(pool.map(_operators, meshes[:2]))  # started, and the modules are there
+            start = time.perf_counter()
+            list(pool.map(_operators, meshes))
+            ours = time.perf_counter() - start
+        yield Row(
+            f"operators of {count} meshes of {len(mesh.pos):,}, two processes",
+            "diffusion-net, serial",
+            theirs,
+            ours,
         )
-        for i, m in enumerate(meshes)
-    ]
-    cfg = compose(["encoder=diffusionnet", "encoder.width=64", "encoder.dropout=0", "features=hks"])
-    task = build_task(cfg, DataSpec(classes=tuple(map(str, range(30)))))
-    ours = torch.optim.Adam(task.parameters())
-    model = peer.layers.DiffusionNet(16, 30, C_width=64, outputs_at="global_mean", dropout=False)
-    theirs = torch.optim.Adam(model.parameters())
-    columns = [
-        (s.ops.mass, s.ops.evals, s.ops.evecs, s.ops.grad_x, s.ops.grad_y, s.category)
-        for s in shapes
-    ]
 
-    def one_by_one() -> None:
-        for mass, evals, evecs, gx, gy, category in columns:
-            theirs.zero_grad()
+    def diffusionnet(self) -> Iterator[Row]:
+        for width, vertices, batch in ((64, 640, 16), (64, 5000, 4), (128, 5000, 4)):
+            yield self._diffusionnet(width, vertices, batch)
+
+    def _diffusionnet(self, width: int, vertices: int, batch: int) -> Row:
+        """HKS, 30 classes: a step on one packed batch against steps on as many meshes one by one,
+        which is how the authors train."""
+        peer = self.peer("diffusion-net/src", "diffusion_net")
+        cache = Cache("~/.cache/geodl/profile")
+        needs = Needs.of(Spectrum(128), Gradient(), Mass())
+        meshes = [
+            unit_mesh(self.paths[0], vertices + 7 * i if vertices < 4000 else None)
+            for i in range(batch)
+        ]
+        shapes = [
+            attach(
+                Shape(
+                    torch.from_numpy(m.pos).float(),
+                    torch.from_numpy(m.face),
+                    category=torch.tensor(i % 30),
+                    name=str(i),
+                ),
+                needs,
+                "cotan",
+                cache,
+            )
+            for i, m in enumerate(meshes)
+        ]
+        words = ["encoder=diffusionnet", f"encoder.width={width}", "encoder.dropout=0"]
+        spec = DataSpec(classes=tuple(map(str, range(30))))
+        task = build_task(compose([*words, "features=hks", f"threads={self.threads}"]), spec)
+        model = peer.layers.DiffusionNet(
+            16, 30, C_width=width, outputs_at="global_mean", dropout=False
+        )
+        columns = [
+            (s.ops.mass, s.ops.evals, s.ops.evecs, s.ops.grad_x, s.ops.grad_y, s.category)
+            for s in shapes
+        ]
+
+        def of_theirs(mass: Any, evals: Any, evecs: Any, gx: Any, gy: Any, category: Any) -> Any:
             hks = peer.geometry.compute_hks_autoscale(evals, evecs, 16)
             logits = model(hks, mass, evals=evals, evecs=evecs, gradX=gx, gradY=gy)
-            torch.nn.functional.cross_entropy(logits[None], category[None]).backward()
-            theirs.step()
+            return F.cross_entropy(logits[None], category[None])
 
-    def packed() -> None:
-        ours.zero_grad()
-        packed = ShapeBatch.pack(shapes)
-        prediction = task.predict(packed)
-        sum(task.losses(prediction, packed).values()).backward()
-        ours.step()
+        row: list[Any] = []
+        step = train(model, lambda: of_theirs(*row))
 
-    a, b = interleaved(one_by_one, packed, runs)
-    sizes = [len(m.pos) for m in meshes]
-    print(
-        f"training step per mesh, V={min(sizes)}..{max(sizes)}, batch {batch}, "
-        f"{torch.get_num_threads()} threads:  peer {1e3 * a / batch:.1f} ms  "
-        f"geodl {1e3 * b / batch:.1f} ms  ratio {a / b:.2f}"
+        def one_by_one() -> None:
+            for column in columns:
+                row[:] = column
+                step()
+
+        times = interleaved(one_by_one, train(task, lambda: _loss(task, shapes)), self.runs)
+        sizes = sorted(len(m.pos) for m in meshes)
+        return Row(
+            f"DiffusionNet step, width {width}, {batch} meshes of {sizes[0]:,}, "
+            f"{self.threads} thread{'s' * (self.threads > 1)}",
+            "diffusion-net",
+            *times,
+        )
+
+    def pointnet(self) -> Iterator[Row]:
+        peer = self.peer("Pointnet_Pointnet2_pytorch/models", "pointnet_cls")
+        shapes = [Shape(torch.randn(1024, 3), category=torch.tensor(i)) for i in range(24)]
+        x, y = torch.stack([s.pos.T for s in shapes]), torch.arange(24)
+        for nets in (True, False):
+            words = [f"encoder={'pointnet_tnets' if nets else 'pointnet'}", "encoder.points=1024"]
+            spec = DataSpec(classes=tuple(map(str, range(40))))
+            task = build_task(compose([*words, f"threads={self.threads}"]), spec)
+            model, loss = peer.get_model(40, False), peer.get_loss()
+            if not nets:
+                model.feat.stn, model.feat.fstn = _Identity(3), _Identity(64)
+            step = train(model, lambda model=model, loss=loss: loss(*_args(model(x), y)))
+            times = interleaved(step, train(task, lambda task=task: _loss(task, shapes)), self.runs)
+            yield Row(
+                f"PointNet step, 24 x 1,024 points, with{'' if nets else 'out'} T-nets",
+                "Pointnet_Pointnet2_pytorch",
+                *times,
+            )
+
+    def spirals(self) -> Iterator[Row]:
+        if importlib.util.find_spec("torch_scatter") is None:
+            stub: Any = types.ModuleType("torch_scatter")
+            stub.scatter_add = _scatter_add
+            sys.modules["torch_scatter"] = stub
+        sys.path.insert(0, str(self.peers / "spiralnet_plus"))
+        peer = self.peer("spiralnet_plus", "reconstruction.network")
+        mesh = unit_mesh(self.paths[0])
+        template = Template(mesh.pos.astype(np.float32), mesh.face)
+        words = ["task=reconstruction", "encoder=spiralnet", "decoder=spiral", "task.latent=16"]
+        cfg = compose([*words, "data=heads", f"threads={self.threads}"])
+        task = build_task(cfg, DataSpec(template=template, unit=1.0))
+        levels = pyramid(template, (4, 4, 4, 4))
+        convs = spirals_of(template, [4] * 4, [9] * 4, [1] * 4)
+        down = [
+            _selection(level.down, n)
+            for level, n in zip(levels, _rows(template, levels), strict=True)
+        ]
+        up = [_barycentric(level) for level in levels]
+        model = peer.AE(3, [32, 32, 32, 64], 16, [c.clamp(min=0) for c in convs], down, up)
+        shapes = [
+            Shape(torch.randn(len(mesh.pos), 3), torch.from_numpy(mesh.face)) for _ in range(16)
+        ]
+        for s in shapes:
+            s.ops = s.ops.added(
+                {"target": s.pos}, {"target": importlib.import_module("geodl.data.source").TEMPLATE}
+            )
+        x = torch.stack([s.pos for s in shapes])
+        step = train(model, lambda: F.l1_loss(model(x), x))
+        times = interleaved(step, train(task, lambda: _loss(task, shapes)), self.runs)
+        yield Row(
+            f"SpiralNet++ autoencoder step, 16 x {len(mesh.pos):,} vertices",
+            "spiralnet_plus",
+            *times,
+        )
+
+    def varifold(self) -> Iterator[Row]:
+        meshes = [unit_mesh(self.paths[0], 3000) for _ in range(2)]
+        pos = [torch.from_numpy(m.pos).float() for m in meshes]
+        face = [torch.from_numpy(m.face) for m in meshes]
+        pos[1] = pos[1] + 0.01 * torch.randn_like(pos[1])
+        sigma = 0.1
+
+        def plain(a: Any, b: Any) -> torch.Tensor:
+            k = torch.exp(-torch.cdist(a[0], b[0]).square() / sigma**2)
+            n, m = a[1].norm(dim=1), b[1].norm(dim=1)
+            cos = (a[1] / n[:, None]) @ (b[1] / m[:, None]).T
+            return (k * cos.square() * n[:, None] * m).sum()
+
+        def run(distance: Callable[..., torch.Tensor]) -> Callable[[], None]:
+            def once() -> None:
+                moved = pos[0].clone().requires_grad_()
+                distance(triangles(moved, face[0]), triangles(pos[1], face[1])).backward()
+
+            return once
+
+        torch.set_num_threads(self.threads)
+        times = interleaved(
+            run(lambda a, b: plain(a, a) - 2 * plain(a, b) + plain(b, b)),
+            run(lambda a, b: surface_distance(a, b, "varifold", sigma)),
+            self.runs,
+        )
+        yield Row("varifold and gradient, 2 x 3,000 vertices", "plain torch", *times)
+
+    def skipped(self, count: int = 200) -> Iterator[Row]:
+        with tempfile.TemporaryDirectory() as name:
+            there = Path(name)
+            words = ["encoder=pointnet", "epochs=1", "data.size=tiny", "encoder.points=64"]
+            words += ["figures=false", f"seed=range(0,{count})"]
+            geodl = [sys.executable, "-m", "geodl"]
+            first = [w for w in words if not w.startswith("seed")]
+            subprocess.run([*geodl, *first, "seed=0"], cwd=there, check=True, capture_output=True)
+            (run,) = there.glob("outputs/*/*/*/*")
+            for seed in range(1, count):  # as if it had been trained
+                copy = run.parent / f"{run.name[:-3]}-s{seed}"
+                copy.mkdir()
+                text = (run / "result.json").read_text().replace('"seed": 0', f'"seed": {seed}')
+                (copy / "result.json").write_text(text)
+            (there / "empty.py").write_text(
+                "import hydra\n"
+                f"@hydra.main('1.3' and {str(ROOT / 'configs')!r}, 'run', '1.3')\n"
+                "def main(cfg): pass\n"
+                "main()\n"
+            )
+            quiet = {"cwd": there, "check": True, "capture_output": True}
+            times = interleaved(
+                lambda: subprocess.run([sys.executable, "empty.py", "-m", *words], **quiet),
+                lambda: subprocess.run([*geodl, "-m", *words], **quiet),
+                1,
+            )
+        yield Row(f"{count} finished runs skipped", "an empty Hydra application", *times)
+
+
+def _operators(mesh: Geometry) -> int:
+    with threadpool_limits(1):
+        return len(spectrum(mesh, 128)[0]) + gradient(mesh)[0].nnz
+
+
+def _loss(task: Any, shapes: list[Shape]) -> torch.Tensor:
+    batch = ShapeBatch.pack(shapes)
+    return torch.stack(list(task.losses(task.predict(batch), batch).values())).sum()
+
+
+def _args(output: tuple[Any, Any], y: torch.Tensor) -> tuple[Any, Any, Any]:
+    return output[0], y, output[1]
+
+
+class _Identity(torch.nn.Module):
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.eye(self.k).expand(len(x), self.k, self.k)
+
+
+def _scatter_add(x: torch.Tensor, index: torch.Tensor, dim: int, dim_size: int) -> torch.Tensor:
+    shape = list(x.shape)
+    shape[dim] = dim_size
+    return x.new_zeros(shape).index_add(dim, index, x)
+
+
+def _selection(down: Any, rows: int) -> torch.Tensor:
+    index = torch.stack([torch.arange(len(down)), torch.as_tensor(down).long()])
+    return torch.sparse_coo_tensor(index, torch.ones(len(down)), (len(down), rows)).coalesce()
+
+
+def _barycentric(level: Any) -> torch.Tensor:
+    n, k = level.up.shape
+    index = torch.stack(
+        [torch.arange(n).repeat_interleave(k), torch.as_tensor(level.up).long().flatten()]
     )
+    weight = torch.as_tensor(level.weight).float().flatten()
+    return torch.sparse_coo_tensor(index, weight, (n, len(level.pos))).coalesce()
+
+
+def machine() -> str:
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).is_file() and (
+        found := re.search(r"model name\s*: (.+)", info.read_text())
+    ):
+        cpu = found[1]
+    return f"{os.cpu_count()} cores, {cpu}, torch {torch.__version__}"
+
+
+def store(rows: list[Row]) -> None:
+    """Put rows into the page's table, in place of older ones of the same work."""
+    head, *old = PAGE.read_text().split("\n| work |")
+    lines = {
+        line.split("|")[1].strip(): line
+        for line in (old[0].splitlines()[2:] if old else [])
+        if line.startswith("|")
+    }
+    for row in rows:
+        lines[row.work] = (
+            f"| {row.work} | {row.peer} | {row.theirs:.3g} | {row.ours:.3g} | "
+            f"{row.theirs / row.ours:.2f} | {machine()} |"
+        )
+    table = ["| work | peer | peer, s | geodl, s | ratio | machine |", "|---|---|---|---|---|---|"]
+    PAGE.write_text("\n".join([head.rstrip("\n") + "\n", *table, *lines.values()]) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--diffusion-net", type=Path, required=True, help="a checkout of the peer")
-    parser.add_argument("--mesh", type=Path, action="append", required=True, help="meshes to use")
+    suites = [n for n in vars(Bench) if not n.startswith("_") and n != "peer"]
+    parser.add_argument("suite", nargs="+", choices=[*suites, "all"])
+    parser.add_argument("--peers", type=Path, help="the folder of checkouts")
+    parser.add_argument("--mesh", type=Path, action="append", default=[], help="meshes to use")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--store", action="store_true", help="put the rows into docs/performance.md"
+    )
     options = parser.parse_args()
-    sys.path.insert(0, str(options.diffusion_net / "src"))
     warnings.simplefilter("ignore")
-    diffusion_net = importlib.import_module("diffusion_net")
-
-    torch.set_num_threads(1)
-    operators(diffusion_net, [unit_mesh(p) for p in options.mesh], options.runs)
-    torch.set_num_threads(options.threads)
-    for vertices, batch in ((640, 16), (5000, 4)):
-        training(diffusion_net, options.mesh, vertices, batch, options.runs)
+    rows: list[Row] = []
+    for suite in suites if "all" in options.suite else options.suite:
+        for row in getattr(Bench(options), suite)():
+            rows.append(row)
+            print(
+                f"{row.work}: {row.peer} {row.theirs:.3f} s, geodl {row.ours:.3f} s, "
+                f"ratio {row.theirs / row.ours:.2f}",
+                flush=True,
+            )
+    if options.store:
+        store(rows)
 
 
 if __name__ == "__main__":

@@ -172,6 +172,7 @@ def test_what_does_not_train_is_not_hashed(tmp_path):
         "logger=wandb",
         "trainer.devices=2",
         "trainer=gpu",
+        "trainer=ddp",
         "paths.outputs=/x",
         "debug=trace",
     ):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -220,6 +221,12 @@ def test_two_processes_train_what_one_does_and_the_other_way_round(tmp_path):
     assert "resuming" in done.stderr and len(_lines(third.parent)) == 6
     c = weights(third.parent, "best.ckpt")
     assert all(torch.allclose(a[k], c[k], rtol=1e-2, atol=1e-4) for k in a)
+
+
+def test_memory_is_counted_in_megabytes():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "linux":  # in kilobytes there
+        assert record.peak_memory_mb() == pytest.approx(peak / 1024, rel=1e-4)
 
 
 def _lines(folder):

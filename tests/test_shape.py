@@ -58,6 +58,10 @@ def test_reductions_are_those_of_each_shape(shapes):
     x = torch.randn(batch.pos.shape[0], 5)
     parts = x.split(batch.sizes)
     torch.testing.assert_close(batch.max(x), torch.stack([p.amax(0) for p in parts]))
+    one = ShapeBatch.pack([Shape(torch.randn(5, 3))])
+    assert one.dense(one.pos).shape == (1, 5, 3) and torch.equal(
+        one.max(one.pos)[0], one.pos.amax(0)
+    )
     torch.testing.assert_close(batch.mean(x), torch.stack([p.mean(0) for p in parts]))
     mass = batch.ops.mass
     weighted = [
@@ -90,3 +94,15 @@ def test_pairs_travel_together(shapes):
         "cpu"
     )
     assert len(pair) == 2 and pair.target.names == [s.name for s in shapes[2:4]]
+
+
+@pytest.mark.parametrize("n", [255, 256, 300, 1001])
+def test_the_largest_rows_and_their_gradients_are_torchs(n):
+    x = torch.randn(3 * n, 7, requires_grad=True)
+    batch = ShapeBatch.pack([Shape(torch.zeros(n, 3)) for _ in range(3)])
+    weight = torch.randn(3, 7)
+    slow = x.view(3, n, 7).max(1).values
+    assert torch.equal(batch.max(x), slow)
+    (ours,) = torch.autograd.grad((batch.max(x) * weight).sum(), x)
+    (torchs,) = torch.autograd.grad((slow * weight).sum(), x)
+    assert torch.equal(ours, torchs)

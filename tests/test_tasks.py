@@ -106,6 +106,14 @@ def test_balanced_weights_and_mean_recall():
     assert mean_recall(confusion) == pytest.approx((0.75 + 1) / 2)
 
 
+def test_a_part_that_occurs_once_counts_and_one_that_does_not_does_not():
+    model = task("task=segmentation", "encoder=point_mlp")
+    meters = model.make_meters()
+    for name in ("confusion", "acc"):
+        meters[name].update(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]))
+    assert model.scores(meters)["miou"] == pytest.approx((3 / 4 + 0) / 2)
+
+
 def test_class_weights_are_fitted_and_stored(shapes):
     model = task("task=segmentation", "task.class_weights=balanced", "encoder=point_mlp")
     batch = ShapeBatch.pack(shapes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from geodl.nn.init import glorot
-from geodl.nn.pyramid import Unpool, check_sizes, template_of
+from geodl.nn.pyramid import check_sizes, template_of, unpool
 from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec
 
@@ -83,11 +83,11 @@ class PyramidDecoder(TemplateDecoder):
         self.coarsest = len(levels[-1].pos)
         self.first = nn.Linear(latent, self.coarsest * channels[-1])
         glorot(self.first)
-        self.unpools = nn.ModuleList(Unpool(level) for level in reversed(levels))
+        self.unpools = nn.ModuleList(unpool(level) for level in reversed(levels))
         self.widths = [channels[-1], *reversed(channels)]
 
     def forward(self, z: Tensor, query: Tensor | None = None) -> Tensor:
         x = self.first(z).view(len(z), self.coarsest, -1)
-        for unpool, conv in zip(self.unpools, self.convs, strict=True):
-            x = F.elu(conv(unpool(x)))
+        for finer, conv in zip(self.unpools, self.convs, strict=True):
+            x = F.elu(conv(finer(x)))
         return self.last(x)

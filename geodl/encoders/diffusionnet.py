@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
+from geodl.nn.heat import decayed
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Out, Spectrum
 
@@ -94,7 +95,7 @@ def _gradient(batch: ShapeBatch) -> tuple[Tensor, Tensor]:
 
 def _spectral(x: Tensor, time: Tensor, k: int, batch: ShapeBatch) -> Tensor:
     """Phi exp(-lambda t) Phi^T M x with one time per channel."""
-    decay = torch.exp(-batch.ops.evals[:, :k, None] * time)
+    decay = decayed(batch.ops.evals[:, :k, None] * time)
     if "evecs" not in batch.cache:
         evecs = batch.ops.evecs[:, :k]
         weighted = evecs * batch.ops.mass[:, None]

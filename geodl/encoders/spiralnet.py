@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
+import torch
+
 from geodl.encoders.template import PyramidEncoder
 from geodl.nn.pyramid import check_sizes
 from geodl.nn.spiral import SpiralConv, spirals_of
+from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec, Out
 
 
@@ -47,5 +50,9 @@ class SpiralNet(PyramidEncoder):
         check_sizes("encoder", **dict(zip(names, lists, strict=True)))
         indices = spirals_of(self.template, *lists[1:])
         widths = [in_channels, *channels]
-        convs = (SpiralConv(widths[i], widths[i + 1], x) for i, x in enumerate(indices))
-        self.stack(convs, factors, widths[-1])
+        # Pooling takes vertices away, so nothing is computed for the others.
+        down = [torch.from_numpy(level.down) for level in pyramid(self.template, tuple(factors))]
+        convs = (
+            SpiralConv(widths[i], widths[i + 1], x[down[i]], len(x)) for i, x in enumerate(indices)
+        )
+        self.stack(convs, factors, widths[-1], pooled=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from geodl.encoders.base import Encoder, Encoding
 from geodl.errors import UserError
-from geodl.nn.pyramid import Pool, template_of
+from geodl.nn.pyramid import pool, template_of
 from geodl.ops.hierarchy import pyramid
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Out
@@ -64,15 +64,20 @@ class TemplateEncoder(Encoder):
 class PyramidEncoder(TemplateEncoder):
     """Convolution, ELU and pooling per level; all vertices of the last level as one vector."""
 
-    def stack(self, convs: Iterable[nn.Module], factors: Sequence[int], width: int) -> None:
-        """Set the convolutions, one per level, the last of which gives ``width`` channels."""
+    def stack(
+        self, convs: Iterable[nn.Module], factors: Sequence[int], width: int, pooled: bool = False
+    ) -> None:
+        """Set the convolutions, one per level, the last of which gives ``width`` channels;
+        ``pooled``: they answer at the vertices of the coarser level only."""
         self.convs = nn.ModuleList(convs)
         levels = pyramid(self.template, tuple(factors))
-        self.pools = nn.ModuleList(Pool(level) for level in levels)
+        rows = [len(self.template.pos), *(len(level.pos) for level in levels)]
+        pools = (pool(level, n) for level, n in zip(levels, rows, strict=False))
+        self.pools = nn.ModuleList(nn.Identity() if pooled else p for p in pools)
         self.channels = len(levels[-1].pos) * width
 
     def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
         y = self.rows(x, batch)
-        for conv, pool in zip(self.convs, self.pools, strict=True):
-            y = pool(F.elu(conv(y)))
+        for conv, select in zip(self.convs, self.pools, strict=True):
+            y = select(F.elu(conv(y)))
         return Encoding(whole=y.flatten(1))

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from geodl.errors import UserError
+from geodl.nn.rows import FixedRows
 from geodl.ops.hierarchy import pyramid
 from geodl.spec import DataSpec, Level, Template
 
@@ -27,40 +26,15 @@ def template_of(spec: DataSpec, who: str) -> Template:
     return spec.template
 
 
-class Pool(nn.Module):
-    """(b n c) -> (b m c): the selected vertices of a level."""
-
-    def __init__(self, level: Level) -> None:
-        super().__init__()
-        self.register_buffer("down", torch.from_numpy(level.down), persistent=False)
-        self.down: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.down]
+def pool(level: Level, rows: int) -> FixedRows:
+    """(b n c) -> (b m c): the selected vertices of a level, of ``rows``."""
+    return FixedRows(torch.from_numpy(level.down)[:, None], rows)
 
 
-class Unpool(nn.Module):
+def unpool(level: Level) -> FixedRows:
     """(b m c) -> (b n c): barycentric interpolation to the finer level."""
-
-    def __init__(self, level: Level) -> None:
-        super().__init__()
-        self.register_buffer("up", torch.from_numpy(level.up), persistent=False)
-        self.register_buffer("weight", torch.from_numpy(level.weight), persistent=False)
-        self.up: Tensor
-        self.weight: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        b, m, c = x.shape
-        index = batched(self.up, b, m)
-        weight = self.weight.repeat(b, 1).to(x.dtype)
-        flat = F.embedding_bag(index, x.reshape(b * m, c), per_sample_weights=weight, mode="sum")
-        return flat.view(b, -1, c)
-
-
-def batched(index: Tensor, b: int, rows: int) -> Tensor:
-    """Indices (n k) into ``rows`` rows, for b stacked copies of them: (b n, k)."""
-    shift = torch.arange(b, device=index.device) * rows
-    return (index[None] + shift[:, None, None]).view(-1, index.shape[1])
+    up, weight = torch.from_numpy(level.up), torch.from_numpy(level.weight)
+    return FixedRows(up, len(level.pos), weight)
 
 
 def meshes_of(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from geodl.nn.init import glorot
-from geodl.nn.pyramid import batched, meshes_of
+from geodl.nn.pyramid import meshes_of
+from geodl.nn.rows import FixedRows
 from geodl.ops.spirals import spirals
 from geodl.spec import Template
 
@@ -15,39 +15,33 @@ from geodl.spec import Template
 class SpiralConv(nn.Module):
     """One linear layer on the concatenated features of each vertex's spiral.
 
-    indices (v l), -1 for the dummy vertex of zeros. (b v in) -> (b v out).
+    indices (n l), -1 for the dummy vertex of zeros; rows: v, where the spirals are not those of all
+    vertices. (b v in) -> (b n out).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, indices: Tensor) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, indices: Tensor, rows: int | None = None
+    ) -> None:
         super().__init__()
-        self.register_buffer("indices", indices, persistent=False)
-        self.indices: Tensor
-        self.dummy = bool((indices < 0).any())
-        self.linear = nn.Linear(in_channels * indices.shape[1], out_channels)
+        n, length = indices.shape
+        rows = n if rows is None else rows
+        self.linear = nn.Linear(in_channels * length, out_channels)
+        # Fewer channels come out: multiply first and gather those, the sum is the same.
+        self.first = out_channels < in_channels
+        if self.first:
+            place = indices * length + torch.arange(length)
+            self.gather = FixedRows(torch.where(indices < 0, -1, place), rows * length)
+        else:
+            self.gather = FixedRows(indices.reshape(-1, 1), rows)
+        self.length = length
         glorot(self.linear)
 
     def forward(self, x: Tensor) -> Tensor:
         b, v, c = x.shape
-        n, length = self.indices.shape
-        out = self.linear.out_features
-        x = x.reshape(b * v, c)
-        if out < c:
-            # Multiply first, gather the fewer channels: the sum over the spiral is the same.
-            weight = self.linear.weight.view(out, length, c).permute(1, 0, 2).reshape(-1, c)
-            parts = (x @ weight.T).view(b * v * length, out)
-            index = batched(self.indices, b, v) * length + torch.arange(length, device=x.device)
-            if self.dummy:
-                gone = self.indices.repeat(b, 1) < 0
-                parts = torch.cat([parts, parts.new_zeros(1, out)])
-                index = index.masked_fill(gone, b * v * length)
-            y = F.embedding_bag(index, parts, mode="sum") + self.linear.bias
-        else:
-            index = batched(self.indices, b, v)
-            if self.dummy:
-                index = index.masked_fill(self.indices.repeat(b, 1) < 0, b * v)
-                x = torch.cat([x, x.new_zeros(1, c)])
-            y = self.linear(F.embedding(index, x).view(b * n, length * c))
-        return y.view(b, n, out)
+        if not self.first:
+            return self.linear(self.gather(x).view(b, -1, self.length * c))
+        weight = self.linear.weight.view(-1, self.length, c).permute(1, 0, 2).reshape(-1, c)
+        return self.gather((x @ weight.T).view(b, v * self.length, -1)) + self.linear.bias
 
 
 def spirals_of(

@@ -7,8 +7,10 @@ interpolation is refused. Hydra's ``instantiate`` would resolve once more, and r
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -113,6 +115,7 @@ def build_data(cfg: DictConfig) -> Source:
 def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
     allowed = allow(cfg)
     torch.set_num_threads(cfg.threads)  # another number gives other last digits
+    _keep_memory()
     torch.manual_seed(cfg.seed)  # initial weights follow from the seed alone
     setup = Setup(
         spec=spec,
@@ -125,6 +128,15 @@ def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
         decoder=make("decoder", cfg.decoder, allow=allowed) if cfg.get("decoder") else None,
     )
     return make("task", cfg.task, allow=allowed)(setup=setup)
+
+
+def _keep_memory() -> None:
+    """Have the C library (glibc) keep freed blocks: it would give every large one back to the
+    system, and ask for it again in the next layer, which is a third of PointNet's step."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in ((-4, 0), (-1, 2**31 - 1)):  # M_MMAP_MAX, M_TRIM_THRESHOLD
+            mallopt(option, value)
 
 
 def task_class(cfg: DictConfig) -> type[Task]:
