@@ -9,6 +9,7 @@ diffusionnet   a training step on packed meshes (diffusion-net, one by one as it
 pointnet       a training step, 24 clouds of 1,024 points (Pointnet_Pointnet2_pytorch)
 spirals        a training step of the SpiralNet++ autoencoder (spiralnet_plus)
 varifold       distance and gradient, 2 x 3,000 vertices (plain torch)
+growth         seconds and memory against vertices, from 500 to 300,000: a picture, no peer
 skipped        a sweep of 200 finished runs (an empty Hydra application with the same 200 jobs)
 
 ``--peers`` holds checkouts of the peers under their repositories' names, with what they need
@@ -32,6 +33,7 @@ import multiprocessing
 import os
 import platform
 import re
+import resource
 import subprocess
 import tempfile
 import time
@@ -325,6 +327,24 @@ class Bench:
         )
         yield Row("varifold and gradient, 2 x 3,000 vertices", "plain torch", *times)
 
+    def growth(self) -> Iterator[Row]:
+        """Operators, and a DiffusionNet (width 128) answering with them, each size in a process of
+        its own; drawn to docs/images/growth.png with the exponents."""
+        sizes = (500, 2000, 8000, 30_000, 100_000, 300_000)
+        context = multiprocessing.get_context("spawn")
+        found: list[tuple[float, ...]] = []
+        for size in sizes:
+            with ProcessPoolExecutor(1, context) as pool:
+                found.append(pool.submit(_one_size, size, self.threads).result())
+            print(
+                "{:,.0f} vertices: operators {:.2f} s, forward {:.2f} s, {:.0f} MB".format(
+                    *found[-1]
+                ),
+                flush=True,
+            )
+        _draw(np.array(found))
+        yield from ()
+
     def skipped(self, count: int = 200) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as name:
             there = Path(name)
@@ -357,6 +377,67 @@ class Bench:
 def _operators(mesh: Geometry) -> int:
     with threadpool_limits(1):
         return len(spectrum(mesh, 128)[0]) + gradient(mesh)[0].nnz
+
+
+def torus(vertices: int) -> Geometry:
+    """A bumpy torus of about that many vertices."""
+    n = max(8, round((vertices * 2.5) ** 0.5))
+    m = max(8, round(vertices / n))
+    a, b = (
+        x.reshape(-1)
+        for x in np.meshgrid(*(np.arange(k) * 2 * np.pi / k for k in (n, m)), indexing="ij")
+    )
+    r = 0.4 + 0.05 * np.sin(5 * a) * np.cos(3 * b)
+    pos = np.stack(
+        [(1 + r * np.cos(b)) * np.cos(a), (1 + r * np.cos(b)) * np.sin(a), r * np.sin(b)], 1
+    )
+    i, j = (x.reshape(-1) for x in np.meshgrid(np.arange(n), np.arange(m), indexing="ij"))
+    p, q, s, t = (((i + x) % n) * m + (j + y) % m for x, y in ((0, 0), (1, 0), (1, 1), (0, 1)))
+    return Geometry.of(pos, np.concatenate([np.stack([p, q, s], 1), np.stack([p, s, t], 1)]))
+
+
+def _one_size(vertices: int, threads: int) -> tuple[float, ...]:
+    mesh = torus(vertices)
+    start = time.perf_counter()
+    shape = Shape(torch.from_numpy(mesh.pos).float(), torch.from_numpy(mesh.face))
+    with tempfile.TemporaryDirectory() as name:
+        needs = Needs.of(Spectrum(128), Gradient(), Mass())
+        shape = attach(shape, needs, "cotan", Cache(name))
+    operators = time.perf_counter() - start
+    words = ["encoder=diffusionnet", "features=hks", "task=segmentation", f"threads={threads}"]
+    task = build_task(compose(words), DataSpec(parts=tuple("abcdefgh"))).eval()
+    batch = ShapeBatch.pack([shape])
+    start = time.perf_counter()
+    with torch.no_grad():
+        task.predict(batch)
+    forward = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return len(mesh.pos), operators, forward, peak
+
+
+def _draw(found: np.ndarray) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    large = found[:, 0] >= 8000
+    for axis, columns, title in (
+        (
+            axes[0],
+            ((1, "Laplacian, 128 eigenpairs, gradients"), (2, "DiffusionNet, width 128, forward")),
+            "seconds",
+        ),
+        (axes[1], ((3, "largest memory of the process"),), "MB"),
+    ):
+        for column, label in columns:
+            slope = np.polyfit(np.log(found[large, 0]), np.log(found[large, column]), 1)[0]
+            axis.loglog(found[:, 0], found[:, column], "o-", label=f"{label} (V^{slope:.2f})")
+        axis.set(xlabel="vertices V", title=title)
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize=8)
+    figure.savefig(ROOT / "docs" / "images" / "growth.png", dpi=110)
 
 
 def _loss(task: Any, shapes: list[Shape]) -> torch.Tensor:

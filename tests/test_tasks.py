@@ -130,6 +130,11 @@ def test_voting_averages_over_rotations(shapes, votes):
     torch.testing.assert_close(voted.sum(1), torch.ones(2))
     from geodl.augment import axis_rotation
 
+    single = [
+        model.predict(batch.rotated(axis_rotation("y", 2 * torch.pi * i / votes))).output.softmax(1)
+        for i in range(votes)
+    ]
+    torch.testing.assert_close(voted, torch.stack(single).mean(0), atol=1e-6, rtol=1e-6)
     turned = batch.rotated(axis_rotation("y", 2 * torch.pi / votes))
     torch.testing.assert_close(model.predict_eval(turned).output.exp(), voted, atol=1e-4, rtol=1e-3)
     assert not torch.allclose(model.predict(turned).output, model.predict(batch).output, atol=1e-4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
 from geodl.nn.heat import decayed
+from geodl.nn.rows import Bags, both_ways
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Out, Spectrum
 
@@ -24,24 +24,24 @@ PADDING = 1.25
 class GradientFeatures(torch.autograd.Function):
     """tanh(<g, A g>) per channel, where g is the gradient of x and A a complex matrix.
 
-    One function instead of a chain of operations: the sparse product takes compressed rows of the
-    matrix forward and of its transpose backward (torch would transpose and sort it in every step,
-    and refuses bfloat16), and the dense ones handle both components at once.
+    One function instead of a chain of operations: the sparse product takes the matrix forward and
+    its transpose backward (torch would transpose and sort it in every step, and refuses bfloat16),
+    and the dense ones handle both components at once.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, real: Tensor, imaginary: Tensor | None, rows: Tensor, columns: Tensor
+        ctx: Any, x: Tensor, real: Tensor, imaginary: Tensor | None, rows: Bags, columns: Bags
     ) -> Tensor:
-        """x (n c); real, imaginary (c c); rows (2n n) and its transpose (n 2n), both CSR."""
+        """x (n c); real, imaginary (c c); rows (2n n) and its transpose (n 2n)."""
         n, c = x.shape
         with torch.autocast(x.device.type, enabled=False):
-            x, re = x.to(rows.dtype), real.to(rows.dtype)
-            flat = rows @ x
+            x, re = x.float(), real.float()
+            flat = rows(x)
             turned = (flat @ re.T).view(2, n, c)
             parts = flat.view(2, n, c)
             if imaginary is not None:
-                im = imaginary.to(rows.dtype)
+                im = imaginary.float()
                 turned[0].addmm_(parts[1], im.T, alpha=-1)
                 turned[1].addmm_(parts[0], im.T)
             out = torch.addcmul(parts[0] * turned[0], parts[1], turned[1]).tanh_()
@@ -69,27 +69,22 @@ class GradientFeatures(torch.autograd.Function):
                 total[1].addmm_(scaled[0], im, alpha=-1)
                 to_imaginary = scaled[1].T @ parts[0] - scaled[0].T @ parts[1]
                 to_imaginary = to_imaginary.to(imaginary.dtype)
-            x = ctx.columns @ total.view(2 * n, c)
+            x = ctx.columns(total.view(2 * n, c))
         return x, to_real, to_imaginary, None, None
 
 
-def _gradient(batch: ShapeBatch) -> tuple[Tensor, Tensor]:
-    """Both gradient matrices, one below the other (2n n), and the transpose, as compressed rows."""
+def _gradient(batch: ShapeBatch) -> tuple[Bags, Bags]:
+    """Both gradient matrices, one below the other (2n n), and the transpose."""
     if "gradient" not in batch.cache:
         gx, gy = batch.ops.grad_x, batch.ops.grad_y
         n = gx.shape[0]
-        shift = torch.tensor([[n], [0]], device=gx.device)
-        both = torch.sparse_coo_tensor(
-            torch.cat([gx.indices(), gy.indices() + shift], 1),
+        (row, column), (lower, other) = gx.indices(), gy.indices()
+        batch.cache["gradient"] = both_ways(
+            torch.cat([row, lower + n]),
+            torch.cat([column, other]),
             torch.cat([gx.values(), gy.values()]),
             (2 * n, n),
-            is_coalesced=True,
-            check_invariants=False,
         )
-        with warnings.catch_warnings():  # torch calls its CSR tensors beta, once
-            warnings.simplefilter("ignore", UserWarning)
-            rows = both.to_sparse_csr()
-            batch.cache["gradient"] = (rows, rows.t().to_sparse_csr())
     return batch.cache["gradient"]
 
 

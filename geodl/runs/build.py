@@ -107,9 +107,7 @@ def build(cfg: DictConfig) -> Parts:
 
 
 def build_data(cfg: DictConfig) -> Source:
-    options = cast("dict[str, Any]", OmegaConf.to_container(cfg.data, resolve=True))
-    options.pop("memory", None)  # the loaders' affair
-    return make("data", options, allow=allow(cfg))(paths=paths(cfg))
+    return make("data", cfg.data, allow=allow(cfg))(paths=paths(cfg))
 
 
 def build_task(cfg: DictConfig, spec: DataSpec) -> Task:
@@ -176,6 +174,8 @@ def make(
         if OmegaConf.is_config(cfg)
         else dict(cfg)
     )
+    if slot == "data":
+        plain.pop("memory", None)  # the loaders' affair
     target, options = _checked(slot, plain, where, allow)
 
     def built(*first: Any, **rest: Any) -> Any:
