@@ -10,6 +10,8 @@ pointnet       a training step, 24 clouds of 1,024 points (Pointnet_Pointnet2_py
 spirals        a training step of the SpiralNet++ autoencoder (spiralnet_plus)
 varifold       distance and gradient, 2 x 3,000 vertices (plain torch)
 growth         seconds and memory against vertices, from 500 to 300,000: a picture, no peer
+stream         an epoch over 2,000 shapes of 2,000 vertices with 0.2 GB of memory for them, and
+               with enough for all (itself); peak memory is printed
 skipped        a sweep of 200 finished runs (an empty Hydra application with the same 200 jobs)
 
 ``--peers`` holds checkouts of the peers under their repositories' names, with what they need
@@ -29,6 +31,8 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolv
 import argparse
 import ctypes
 import importlib
+import importlib.util
+import json
 import multiprocessing
 import os
 import platform
@@ -344,6 +348,39 @@ class Bench:
             )
         _draw(np.array(found))
         yield from ()
+
+    def stream(self, count: int = 2000) -> Iterator[Row]:
+        """DiffusionNet, width 64, 64 eigenpairs; two epochs, of which the second is counted."""
+        with tempfile.TemporaryDirectory() as name:
+            there = Path(name)
+            base, rng = torus(2000), np.random.default_rng(0)
+            faces = "".join(f"3 {a} {b} {c}\n" for a, b, c in base.face)
+            for i in range(count):
+                file = there / "set" / ("train", "test")[i % 50 == 0] / "ab"[i % 2] / f"{i}.off"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pos = base.pos * rng.uniform(0.8, 1.2, 3) + 0.002 * rng.standard_normal(
+                    base.pos.shape
+                )
+                rows = "".join(f"{x:.6f} {y:.6f} {z:.6f}\n" for x, y, z in pos)
+                file.write_text(f"OFF\n{len(pos)} {len(base.face)} 0\n{rows}{faces}")
+            geodl = [sys.executable, "-m", "geodl", "data=folder", f"data.folder={there / 'set'}"]
+            geodl += ["encoder=diffusionnet", "encoder.width=64", "encoder.k_eig=64", "epochs=2"]
+            geodl += ["features=hks", "features.k=64", "figures=false", "batch_size=8"]
+            quiet: dict[str, Any] = {"cwd": there, "check": True, "capture_output": True}
+            quiet["env"] = os.environ | {"GEODL_CACHE": str(there / "cache")}
+            subprocess.run([*geodl, "mode=prepare"], **quiet)
+            seconds: list[float] = []
+            for limit in ("64", "0.2"):
+                words = [f"data.memory={limit}", f"paths.outputs=with{limit}"]
+                subprocess.run([*geodl, *words], **quiet)
+                (folder,) = there.glob(f"with{limit}/*/*/*/*")
+                result = json.loads((folder / "result.json").read_text())
+                last = (folder / "metrics.csv").read_text().splitlines()[-1]
+                seconds.append(float(last.split(",")[-1]))
+                print(
+                    f"data.memory={limit}: {seconds[-1]:.1f} s, {result['peak_memory_mb']:.0f} MB"
+                )
+        yield Row(f"epoch over {count:,} shapes with 0.2 GB for them", "all in memory", *seconds)
 
     def skipped(self, count: int = 200) -> Iterator[Row]:
         with tempfile.TemporaryDirectory() as name:

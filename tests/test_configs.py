@@ -173,6 +173,7 @@ def test_what_does_not_train_is_not_hashed(tmp_path):
         "trainer.devices=2",
         "trainer=gpu",
         "trainer=ddp",
+        "data.memory=2",
         "paths.outputs=/x",
         "debug=trace",
     ):
