@@ -281,10 +281,8 @@ class Bench:
         task = build_task(cfg, DataSpec(template=template, unit=1.0))
         levels = pyramid(template, (4, 4, 4, 4))
         convs = spirals_of(template, [4] * 4, [9] * 4, [1] * 4)
-        down = [
-            _selection(level.down, n)
-            for level, n in zip(levels, _rows(template, levels), strict=True)
-        ]
+        rows = [len(template.pos), *(len(level.pos) for level in levels)]
+        down = [_selection(level.down, n) for level, n in zip(levels, rows, strict=False)]
         up = [_barycentric(level) for level in levels]
         model = peer.AE(3, [32, 32, 32, 64], 16, [c.clamp(min=0) for c in convs], down, up)
         shapes = [

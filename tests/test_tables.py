@@ -315,7 +315,7 @@ def test_a_launcher_that_gives_up_takes_nothing_from_the_other_jobs(tmp_path, mo
         with _board(tmp_path, entries):
             job()
             raise RuntimeError("out of time")
-        assert [e["status"] for e in entries] == ["done", "failed"]
+        assert sorted(e["status"] for e in entries) == ["done", "failed"]
         (tmp_path / ".hydra" / f"sweep-{os.getpid()}.jsonl").write_text("{}\n")
     with pytest.raises(RuntimeError), _board(tmp_path, []):
         raise RuntimeError("before any job")
