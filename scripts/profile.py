@@ -522,19 +522,18 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {cpu}, torch {torch.__version__}"
 
 
-def store(rows: list[Row]) -> None:
-    """Put rows into the page's table, in place of older ones of the same work."""
+def store(row: Row) -> None:
+    """Put a row into the page's table, in place of an older one of the same work."""
     head, *old = PAGE.read_text().split("\n| work |")
     lines = {
         line.split("|")[1].strip(): line
         for line in (old[0].splitlines()[2:] if old else [])
         if line.startswith("|")
     }
-    for row in rows:
-        lines[row.work] = (
-            f"| {row.work} | {row.peer} | {row.theirs:.3g} | {row.ours:.3g} | "
-            f"{row.theirs / row.ours:.2f} | {machine()} |"
-        )
+    lines[row.work] = (
+        f"| {row.work} | {row.peer} | {row.theirs:.3g} | {row.ours:.3g} | "
+        f"{row.theirs / row.ours:.2f} | {machine()} |"
+    )
     table = ["| work | peer | peer, s | geodl, s | ratio | machine |", "|---|---|---|---|---|---|"]
     PAGE.write_text("\n".join([head.rstrip("\n") + "\n", *table, *lines.values()]) + "\n")
 
@@ -554,17 +553,15 @@ def main() -> None:
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    rows: list[Row] = []
     for suite in suites if "all" in options.suite else options.suite:
         for row in getattr(Bench(options), suite)():
-            rows.append(row)
             print(
                 f"{row.work}: {row.peer} {row.theirs:.3f} s, geodl {row.ours:.3f} s, "
                 f"ratio {row.theirs / row.ours:.2f}",
                 flush=True,
             )
-    if options.store:
-        store(rows)
+            if options.store:
+                store(row)
 
 
 if __name__ == "__main__":
