@@ -54,6 +54,7 @@ from torch.nn import functional as F
 
 from geodl.runs.build import build_task
 from geodl.runs.compose import compose
+from geodl.data.source import TEMPLATE
 from geodl.data.views import attach
 from geodl.data.files import read_mesh
 from geodl.losses import surface_distance, triangles
@@ -272,7 +273,6 @@ class Bench:
             stub: Any = types.ModuleType("torch_scatter")
             stub.scatter_add = _scatter_add
             sys.modules["torch_scatter"] = stub
-        sys.path.insert(0, str(self.peers / "spiralnet_plus"))
         peer = self.peer("spiralnet_plus", "reconstruction.network")
         mesh = unit_mesh(self.paths[0])
         template = Template(mesh.pos.astype(np.float32), mesh.face)
@@ -289,9 +289,7 @@ class Bench:
             Shape(torch.randn(len(mesh.pos), 3), torch.from_numpy(mesh.face)) for _ in range(16)
         ]
         for s in shapes:
-            s.ops = s.ops.added(
-                {"target": s.pos}, {"target": importlib.import_module("geodl.data.source").TEMPLATE}
-            )
+            s.ops = s.ops.added({"target": s.pos}, {"target": TEMPLATE})
         x = torch.stack([s.pos for s in shapes])
         step = train(model, lambda: F.l1_loss(model(x), x))
         times = interleaved(step, train(task, lambda: _loss(task, shapes)), self.runs)

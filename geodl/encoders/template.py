@@ -72,8 +72,10 @@ class PyramidEncoder(TemplateEncoder):
         self.convs = nn.ModuleList(convs)
         levels = pyramid(self.template, tuple(factors))
         rows = [len(self.template.pos), *(len(level.pos) for level in levels)]
-        pools = (pool(level, n) for level, n in zip(levels, rows, strict=False))
-        self.pools = nn.ModuleList(nn.Identity() if pooled else p for p in pools)
+        self.pools = nn.ModuleList(
+            nn.Identity() if pooled else pool(level, n)
+            for level, n in zip(levels, rows, strict=False)
+        )
         self.channels = len(levels[-1].pos) * width
 
     def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:

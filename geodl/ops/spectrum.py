@@ -99,10 +99,8 @@ def _largest(apply: Any, n: int, k: int) -> tuple[Array, Array]:
     basis = np.empty((n, most + p), order="F")
     small = np.zeros((most + p, most + p))
     basis[:, :p], _ = la.qr(np.random.default_rng(0).standard_normal((n, p)), mode="economic")
-    m, check = (
-        p,
-        min(most, 5 * k // 2 + 92),
-    )  # where it converges on meshes of thousands of vertices
+    m = p
+    check = min(most, 5 * k // 2 + 92)  # where it converges on meshes of thousands of vertices
     pause, due = 6, 2  # steps between orthogonalisations; until the next pair of them is over
     while True:
         block = np.asfortranarray(apply(basis[:, m - p : m]))

@@ -228,17 +228,17 @@ def finished(cfg: DictConfig) -> tuple[Path, dict[str, Any]] | None:
     return min(found, key=lambda f: len(missing_tests(cfg, f[1])), default=None)
 
 
-def skipped(cfg: DictConfig) -> bool:
-    """Whether a finished run makes this one needless; says so."""
+def skipped(cfg: DictConfig) -> tuple[Path, dict[str, Any]] | None:
+    """The finished run that makes this one needless, as ``finished`` gives it; says so."""
     done = finished(cfg)
     if done is None:
-        return False
+        return None
     where, result = done
     if missing := missing_tests(cfg, result):
         if where.is_file() and not (run_folder(cfg) / "last.ckpt").is_file():
             tests = ",".join(missing)
             log.info("the ledger has no test=%s for this run, and not its weights: training", tests)
-        return False
+        return None
     scores = ", ".join(f"{k} {v:.4f}" for k, v in headlines(result).items())
     sys.stdout.write(f"skipped, finished before: {where} ({scores})\n")
     if cfg.logger:
@@ -246,7 +246,7 @@ def skipped(cfg: DictConfig) -> bool:
         log.info("%s logs nothing: the run is finished (force=true trains it again)", name)
     if other := other_versions(result):
         log.info("made with %s", other)
-    return True
+    return done
 
 
 def other_versions(result: Mapping[str, Any]) -> str:

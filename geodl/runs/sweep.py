@@ -53,13 +53,12 @@ def sweep(words: list[str]) -> int:
             entry: dict[str, Any] = {"job": " ".join(job)}
             try:
                 validate(cfg)
-                if cfg.mode != "train" or cfg.force or not record.skipped(cfg):
+                train = cfg.mode == "train" and not cfg.force
+                if not train or (done := record.skipped(cfg)) is None:
                     todo.append(job)
-                elif done := record.finished(cfg):
-                    scores = record.headlines(done[1])
-                    entries.append(
-                        entry | {"status": "skipped", "where": str(done[0]), "eval": scores}
-                    )
+                    continue
+                scores = record.headlines(done[1])
+                entries.append(entry | {"status": "skipped", "where": str(done[0]), "eval": scores})
             except UserError as error:
                 sys.stderr.write(f"geodl: {entry['job']}: {error}\n")
                 entries.append(entry | {"status": "failed"})
