@@ -28,6 +28,17 @@ class Feature(nn.Module):
         raise NotImplementedError
 
 
+class Nothing(Feature):
+    """No channels, for encoders that look at positions themselves (PointNet++, KPConv, ...)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = 0
+
+    def forward(self, batch: ShapeBatch) -> Tensor:
+        return batch.pos[:, :0]
+
+
 class XYZ(Feature):
     """Positions."""
 

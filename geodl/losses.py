@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from geodl.nn.neighbors import ROWS, nearest
+from geodl.nn.neighbors import BLOCK, nearest
 
 Kernel = Literal["current", "varifold"]
 
@@ -73,7 +73,7 @@ class _Inner(torch.autograd.Function):
         origin = y.mean(0)
         xs, ys = (x - origin) / sigma, (y - origin) / sigma
         x2, y2 = xs.square().sum(1, keepdim=True), ys.square().sum(1)
-        step = max(1, ROWS // max(1, len(y)))
+        step = max(1, BLOCK // max(1, len(y)))
         for start in range(0, len(x), step):
             part = slice(start, start + step)
             xp, up = xs[part], u[part]

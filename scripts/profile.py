@@ -7,7 +7,12 @@ operators      Laplacian, 128 eigenpairs and gradients of each mesh (diffusion-n
 prepare        the operators of 100 copies of a mesh, two processes (diffusion-net, one by one)
 diffusionnet   a training step on packed meshes (diffusion-net, one by one as its authors train)
 pointnet       a training step, 24 clouds of 1,024 points (Pointnet_Pointnet2_pytorch)
+pointnet2      a training step of PointNet++ (ssg), 24 clouds of 1,024 points (the same)
+neighbours     k nearest, ball, farthest points on 24 clouds of 1,024 (the same)
 spirals        a training step of the SpiralNet++ autoencoder (spiralnet_plus)
+pyramid        four levels below a mesh, each with a quarter of the vertices (spiralnet_plus)
+warm           what was prepared is there: 100 meshes with 128 eigenpairs and gradients, no peer
+overhead       a training of five minutes: the part of it that is no step, no peer
 varifold       distance and gradient, 2 x 3,000 vertices (plain torch)
 growth         seconds and memory against vertices, from 500 to 300,000: a picture, no peer
 stream         an epoch over 2,000 shapes of 2,000 vertices with 0.2 GB of memory for them, and
@@ -58,12 +63,14 @@ from geodl.data.source import TEMPLATE
 from geodl.data.views import attach
 from geodl.data.files import read_mesh
 from geodl.losses import surface_distance, triangles
+from geodl.nn.neighbors import ball, farthest, knn
 from geodl.nn.spiral import spirals_of
 from geodl.ops.cache import Cache
 from geodl.ops.check import repair
 from geodl.ops.geometry import Geometry
 from geodl.ops.gradient import gradient
 from geodl.ops.hierarchy import pyramid
+from geodl.ops.neighbors import surface_nearest
 from geodl.ops.remesh import simplify
 from geodl.ops.spectrum import spectrum
 from geodl.shape import Shape, ShapeBatch
@@ -268,6 +275,42 @@ class Bench:
                 *times,
             )
 
+    def pointnet2(self) -> Iterator[Row]:
+        peer = self.peer("Pointnet_Pointnet2_pytorch/models", "pointnet2_cls_ssg")
+        shapes = [Shape(_ball(1024), category=torch.tensor(i)) for i in range(24)]
+        x, y = torch.stack([s.pos.T for s in shapes]), torch.arange(24)
+        spec = DataSpec(classes=tuple(map(str, range(40))))
+        words = ["encoder=pointnet2", "features=none", f"threads={self.threads}"]
+        task = build_task(compose(words), spec)
+        model, loss = peer.get_model(40, False), peer.get_loss()
+        step = train(model, lambda: loss(*_args(model(x), y)))
+        times = interleaved(step, train(task, lambda: _loss(task, shapes)), self.runs)
+        yield Row("PointNet++ step, 24 x 1,024 points", "Pointnet_Pointnet2_pytorch", *times)
+
+    def neighbours(self) -> Iterator[Row]:
+        torch.set_num_threads(self.threads)
+        name = "Pointnet_Pointnet2_pytorch"
+        peer = self.peer(f"{name}/models", "pointnet2_utils")
+        x, (b, n, m, k) = torch.stack([_ball(1024) for _ in range(24)]), (24, 1024, 512, 32)
+        among, sizes = x.flatten(0, 1), [n] * b
+        points, counts = x[:, :m].flatten(0, 1), [m] * b
+        works = {
+            "32 nearest": (
+                lambda: peer.square_distance(x[:, :m], x).sort(dim=-1)[1][:, :, :k],
+                lambda: knn(points, counts, k, among, sizes),
+            ),
+            "32 in a ball": (
+                lambda: peer.query_ball_point(0.2, k, x, x[:, :m]),
+                lambda: ball(points, counts, 0.2, k, among, sizes),
+            ),
+            "512 farthest": (
+                lambda: peer.farthest_point_sample(x, m),
+                lambda: farthest(among, sizes, m),
+            ),
+        }
+        for what, (theirs, ours) in works.items():
+            yield Row(f"{what} of 24 x 1,024 points", name, *interleaved(theirs, ours, self.runs))
+
     def spirals(self) -> Iterator[Row]:
         if importlib.util.find_spec("torch_scatter") is None:
             stub: Any = types.ModuleType("torch_scatter")
@@ -298,6 +341,59 @@ class Bench:
             "spiralnet_plus",
             *times,
         )
+
+    def pyramid(self) -> Iterator[Row]:
+        stub: Any = types.ModuleType("psbody.mesh")
+        stub.Mesh = _Mesh
+        sys.modules["psbody"], sys.modules["psbody.mesh"] = types.ModuleType("psbody"), stub
+        # Its package asks for torch_geometric, this file of it does not.
+        peer = self.peer("spiralnet_plus/utils", "mesh_sampling")
+        mesh = unit_mesh(self.paths[0])
+        template = (mesh.pos.astype(np.float32), mesh.face)
+        theirs, ours = interleaved(
+            lambda: peer.generate_transform_matrices(_Mesh(v=mesh.pos, f=mesh.face), [4] * 4),
+            lambda: pyramid(Template(*template), (4, 4, 4, 4)),
+            1,
+        )
+        yield Row(
+            f"pyramid of four levels, {len(mesh.pos):,} vertices", "spiralnet_plus", theirs, ours
+        )
+
+    def warm(self, count: int = 100) -> Iterator[Row]:
+        mesh = unit_mesh(self.paths[0])
+        face = torch.from_numpy(mesh.face)
+        rng = np.random.default_rng(0)
+        jitter = (1e-4 * rng.standard_normal(mesh.pos.shape) for _ in range(count))
+        shapes = [Shape(torch.from_numpy(mesh.pos + x).float(), face) for x in jitter]
+        needs = Needs.of(Spectrum(128), Gradient(), Mass())
+        with tempfile.TemporaryDirectory() as name, threadpool_limits(1):
+            seconds: list[float] = []
+            for _ in range(2):
+                start = time.perf_counter()
+                for shape in shapes:
+                    attach(shape, needs, "cotan", Cache(name))
+                seconds.append(time.perf_counter() - start)
+        yield Row(f"{count} meshes of {len(mesh.pos):,} from the cache", "computing them", *seconds)
+
+    def overhead(self, minutes: float = 5.0) -> Iterator[Row]:
+        """PointNet on ellipsoids: the epochs that fill the time, then all that is left of the wall
+        time of `geodl` without start, data and steps."""
+        words = ["encoder=pointnet", "test=[clean,rotated,remeshed]", "batch_size=16"]
+        with tempfile.TemporaryDirectory() as name:
+            geodl = [sys.executable, "-m", "geodl", *words, f"threads={self.threads}"]
+            quiet: dict[str, Any] = {"cwd": name, "check": True, "capture_output": True}
+
+            def run(epochs: int) -> tuple[float, float]:
+                start = time.perf_counter()
+                subprocess.run([*geodl, f"epochs={epochs}", f"seed={epochs}"], **quiet)
+                wall = time.perf_counter() - start
+                (curve,) = Path(name).glob(f"outputs/*/*/*/*-s{epochs}/metrics.csv")
+                column = [line.split(",")[-1] for line in curve.read_text().splitlines()[1:]]
+                return wall, sum(float(x) for x in column if x)
+
+            _, of_three = run(3)
+            wall, steps = run(max(4, round(60 * minutes / (of_three / 3))))
+        yield Row("a training of five minutes, of which its epochs", "", wall, steps)
 
     def varifold(self) -> Iterator[Row]:
         meshes = [unit_mesh(self.paths[0], 3000) for _ in range(2)]
@@ -478,6 +574,11 @@ def _loss(task: Any, shapes: list[Shape]) -> torch.Tensor:
     return torch.stack(list(task.losses(task.predict(batch), batch).values())).sum()
 
 
+def _ball(n: int) -> torch.Tensor:
+    """Points in the unit ball."""
+    return F.normalize(torch.randn(n, 3), dim=1) * torch.rand(n, 1)
+
+
 def _args(output: tuple[Any, Any], y: torch.Tensor) -> tuple[Any, Any, Any]:
     return output[0], y, output[1]
 
@@ -495,6 +596,20 @@ def _scatter_add(x: torch.Tensor, index: torch.Tensor, dim: int, dim_size: int) 
     shape = list(x.shape)
     shape[dim] = dim_size
     return x.new_zeros(shape).index_add(dim, index, x)
+
+
+class _Mesh:
+    """As much of psbody's Mesh as spiralnet_plus asks for."""
+
+    def __init__(self, v: Any, f: Any) -> None:
+        self.v, self.f = np.asarray(v, np.float64), np.asarray(f, np.int64)
+
+    def compute_aabb_tree(self) -> _Mesh:
+        return self
+
+    def nearest(self, points: Any, _: bool) -> tuple[Any, Any, Any]:
+        on, at = surface_nearest(self.v, self.f, points)
+        return on, np.zeros_like(on), at.reshape(-1)
 
 
 def _selection(down: Any, rows: int) -> torch.Tensor:

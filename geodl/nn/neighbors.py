@@ -1,16 +1,184 @@
-"""Neighbours in the step: plain torch, on any device."""
+"""Neighbourhoods in the step: plain torch, on any device, deterministic.
+
+Rows are packed: those of all shapes of a batch one after the other, ``sizes`` says how many each
+has. Results are numbers of rows of the packed tensor. Pairwise values are computed shape by shape
+and in blocks, so memory stays linear in the rows (:data:`BLOCK` entries beside the result), except
+where a docstring says otherwise.
+"""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-ROWS = 2**18  # entries of a block of pairwise values: 1 MB in single precision, fits in a cache
+from geodl.errors import UserError
+from geodl.shape import Operators, ShapeBatch
+
+BLOCK = 2**18  # entries of a block of pairwise values: 1 MB in single precision, fits in a cache
 
 
 def nearest(points: Tensor, among: Tensor) -> Tensor:
-    """For every point (n c) the number (n) of the nearest row of ``among`` (m c); memory
-    O(n + m). ``geodl.ops.neighbors.nearest`` is the same in double precision, for few columns."""
-    step = max(1, ROWS // max(1, len(among)))
+    """For every point (n c) the number (n) of the nearest row of ``among`` (m c).
+    ``geodl.ops.neighbors.nearest`` is the same in double precision, for few columns."""
     half = 0.5 * among.square().sum(1)
-    return torch.cat([(half - part @ among.T).argmin(1) for part in points.split(step)])
+    return torch.cat([(half - part @ among.T).argmin(1) for part in _blocks(points, len(among))])
+
+
+def knn(
+    points: Tensor,
+    sizes: Sequence[int],
+    k: int,
+    among: Tensor | None = None,
+    others: Sequence[int] | None = None,
+) -> Tensor:
+    """The k nearest rows (n k), nearest first, of every point (n c) among those of its own shape:
+    the points themselves, or ``among`` (m c) with ``others`` rows per shape.
+
+    Raises:
+        UserError: a shape has fewer than k.
+    """
+    if among is None or others is None:
+        among, others = points, sizes
+    if others and min(others) < k:
+        raise UserError(
+            f"{k} nearest neighbours were asked for, but a shape has {min(others)} points: ask for "
+            "fewer (encoder.k), or sample more points."
+        )
+    found: list[Tensor] = []
+    for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
+        half = 0.5 * rows.square().sum(1)
+        for part in _blocks(some, len(rows)):
+            gap = torch.addmm(half, part, rows.T, alpha=-1)
+            found.append(gap.topk(k, dim=1, largest=False).indices + start)
+    return torch.cat(found)
+
+
+def ball(
+    points: Tensor,
+    sizes: Sequence[int],
+    radius: float,
+    k: int,
+    among: Tensor,
+    others: Sequence[int],
+    fill: bool = True,
+) -> Tensor:
+    """The first k rows (n k) of ``among`` (m 3) within ``radius`` of every point (n 3), in their
+    own order. Where there are fewer, the first of them again, as in PointNet++, or -1 without
+    ``fill``. A point that has none gets the nearest row, or -1."""
+    found: list[Tensor] = []
+    for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
+        half = 0.5 * (rows.square().sum(1) - radius**2)
+        column = torch.arange(k, device=points.device)
+        for part in _blocks(some, len(rows)):
+            # |a - b|^2 <= r^2, halved
+            gap = torch.addmm(half, part, rows.T, alpha=-1) + 0.5 * part.square().sum(1)[:, None]
+            inside = gap <= 0
+            if fill:  # the nearest is in the ball of a point that is not among the rows
+                empty = ~inside.any(1)
+                if empty.any():
+                    inside[empty, gap[empty].argmin(1)] = True
+            row, index = inside.nonzero(as_tuple=True)
+            count = inside.sum(1)[:, None]
+            place = count.cumsum(0) - count
+            taken = column < count
+            index = torch.cat([index + start, index.new_tensor([-1])])
+            at = place + column * taken
+            found.append(index[torch.where(taken, at, at if fill else len(row))])
+    return torch.cat(found)
+
+
+def farthest(pos: Tensor, sizes: Sequence[int], m: int) -> tuple[Tensor, list[int]]:
+    """Farthest point sampling: m rows of every shape (all of them where it has fewer), beginning
+    with its first; their numbers, and how many each shape gave."""
+    device, b = pos.device, len(sizes)
+    longest = max(sizes)
+    steps = min(m, longest)
+    start = torch.tensor([0, *itertools.accumulate(sizes)], device=device)[:b]
+    # One plane per coordinate: a step is a few long additions.
+    planes = pos.detach().new_zeros(3, b, longest)
+    gap = pos.new_full((b, longest), torch.inf)
+    for i, part in enumerate(pos.detach().split(list(sizes))):
+        planes[:, i, : len(part)] = part.T
+        gap[i, len(part) :] = -1
+    chosen = torch.zeros((b, steps), dtype=torch.long, device=device)
+    work = torch.empty_like(planes)
+    last = chosen[:, :1]
+    for step in range(1, steps):
+        torch.sub(planes, planes.gather(2, last.expand(3, b, 1)), out=work).square_()
+        torch.minimum(gap, work[0].add_(work[1]).add_(work[2]), out=gap)
+        last = _argmax(gap)
+        chosen[:, step : step + 1] = last
+    counts = [min(m, n) for n in sizes]
+    rows = [chosen[i, :n] + start[i] for i, n in enumerate(counts)]
+    return torch.cat(rows), counts
+
+
+def _argmax(x: Tensor) -> Tensor:
+    """(b 1): the first largest of each row. numpy's is several times as fast on a processor."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(x.numpy().argmax(1, keepdims=True))
+    return x.argmax(1, keepdim=True)
+
+
+def cells(pos: Tensor, sizes: Sequence[int], size: float) -> tuple[Tensor, list[int]]:
+    """Grid sampling: the number (n) of the occupied cell of width ``size`` in which every point
+    lies, counted from 0 through all shapes, and how many cells each shape has."""
+    shape = torch.arange(len(sizes), device=pos.device)
+    lengths = torch.tensor(list(sizes), device=pos.device)
+    place = torch.floor(pos.detach() / size).long()
+    keys = torch.cat([shape.repeat_interleave(lengths)[:, None], place], dim=1)
+    found, cell = torch.unique(keys, dim=0, return_inverse=True)
+    return cell, torch.bincount(found[:, 0], minlength=len(sizes)).tolist()
+
+
+def means(x: Tensor, cell: Tensor, count: int) -> Tensor:
+    """Mean (count c) of the rows (n c) of every cell."""
+    total = x.new_zeros(count, x.shape[1]).index_add(0, cell, x)
+    return total / torch.bincount(cell, minlength=count)[:, None].to(x)
+
+
+def interpolated(
+    x: Tensor,
+    coarse: ShapeBatch,
+    fine: ShapeBatch,
+    k: int = 3,
+) -> Tensor:
+    """Features (m c) of the coarse cloud at the points of the fine one (n c): mean of the k
+    nearest, weighted by one over the squared distance (PointNet++, eq. 2)."""
+    k = min(k, *coarse.sizes)
+    index = knn(fine.pos, fine.sizes, k, coarse.pos, coarse.sizes)
+    gap = (coarse.pos[index] - fine.pos[:, None]).square().sum(2)
+    weight = 1 / (gap + 1e-8)
+    weight = weight / weight.sum(1, keepdim=True)
+    return (x[index] * weight[:, :, None]).sum(1)
+
+
+def cloud(batch: ShapeBatch, pos: Tensor, sizes: list[int]) -> ShapeBatch:
+    """A batch of coarser clouds in place of the shapes: positions (m 3), so many of each."""
+    return ShapeBatch(
+        pos=pos,
+        face=batch.face.new_empty((0, 3)),
+        ptr=torch.tensor([0, *itertools.accumulate(sizes)], device=pos.device),
+        counts={"vertex": sizes, "face": [0] * len(sizes)},
+        normal=None,
+        ops=Operators(),
+        label=None,
+        category=batch.category,
+        landmark=None,
+        names=batch.names,
+    )
+
+
+def _blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
+    return points.split(max(1, BLOCK // max(1, columns)))
+
+
+def _pairs(
+    points: Tensor, sizes: Sequence[int], among: Tensor, others: Sequence[int]
+) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Shape by shape: its points, its rows, and where these begin."""
+    starts = itertools.accumulate(others, initial=0)
+    return zip(points.split(list(sizes)), among.split(list(others)), starts, strict=False)
