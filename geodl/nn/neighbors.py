@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from geodl.errors import UserError
 from geodl.shape import Operators, ShapeBatch
 
 BLOCK = 2**18  # entries of a block of pairwise values: 1 MB in single precision, fits in a cache
@@ -35,24 +35,18 @@ def knn(
     others: Sequence[int] | None = None,
 ) -> Tensor:
     """The k nearest rows (n k), nearest first, of every point (n c) among those of its own shape:
-    the points themselves, or ``among`` (m c) with ``others`` rows per shape.
-
-    Raises:
-        UserError: a shape has fewer than k.
-    """
+    the points themselves, or ``among`` (m c) with ``others`` rows per shape. A shape with fewer
+    than k begins again with the nearest."""
     if among is None or others is None:
         among, others = points, sizes
-    if others and min(others) < k:
-        raise UserError(
-            f"{k} nearest neighbours were asked for, but a shape has {min(others)} points: ask for "
-            "fewer (encoder.k), or sample more points."
-        )
     found: list[Tensor] = []
     for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
         half = 0.5 * rows.square().sum(1)
+        least = min(k, len(rows))
         for part in _blocks(some, len(rows)):
             gap = torch.addmm(half, part, rows.T, alpha=-1)
-            found.append(gap.topk(k, dim=1, largest=False).indices + start)
+            index = gap.topk(least, dim=1, largest=False).indices + start
+            found.append(index if least == k else index.repeat(1, -(-k // least))[:, :k])
     return torch.cat(found)
 
 
@@ -63,39 +57,58 @@ def ball(
     k: int,
     among: Tensor,
     others: Sequence[int],
-    fill: bool = True,
 ) -> Tensor:
     """The first k rows (n k) of ``among`` (m 3) within ``radius`` of every point (n 3), in their
-    own order. Where there are fewer, the first of them again, as in PointNet++, or -1 without
-    ``fill``. A point that has none gets the nearest row, or -1."""
+    own order, and the first of them again where there are fewer (PointNet++'s ball query). A point
+    that has none gets the nearest row."""
     found: list[Tensor] = []
     for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
         half = 0.5 * (rows.square().sum(1) - radius**2)
         column = torch.arange(k, device=points.device)
         for part in _blocks(some, len(rows)):
-            # |a - b|^2 <= r^2, halved
+            # |a - b|^2 - r^2, halved
             gap = torch.addmm(half, part, rows.T, alpha=-1) + 0.5 * part.square().sum(1)[:, None]
             inside = gap <= 0
-            if fill:  # the nearest is in the ball of a point that is not among the rows
-                empty = ~inside.any(1)
-                if empty.any():
-                    inside[empty, gap[empty].argmin(1)] = True
-            row, index = inside.nonzero(as_tuple=True)
+            empty = ~inside.any(1)
+            if empty.any():
+                inside[empty, gap[empty].argmin(1)] = True
+            index = inside.nonzero()[:, 1] + start
             count = inside.sum(1)[:, None]
             place = count.cumsum(0) - count
-            taken = column < count
-            index = torch.cat([index + start, index.new_tensor([-1])])
-            at = place + column * taken
-            found.append(index[torch.where(taken, at, at if fill else len(row))])
+            found.append(index[place + column * (column < count)])
     return torch.cat(found)
 
 
-def farthest(pos: Tensor, sizes: Sequence[int], m: int) -> tuple[Tensor, list[int]]:
+def within(
+    points: Tensor,
+    sizes: Sequence[int],
+    radius: float,
+    k: int,
+    among: Tensor,
+    others: Sequence[int],
+) -> Tensor:
+    """The rows (n k) of ``among`` (m 3) nearer than ``radius`` to every point (n 3), nearest first,
+    at most k; -1 where there are fewer. The last columns may be all -1 and are left out."""
+    found: list[Tensor] = []
+    for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
+        half = 0.5 * (rows.square().sum(1) - radius**2)
+        least = min(k, len(rows))
+        for part in _blocks(some, len(rows)):
+            gap = torch.addmm(half, part, rows.T, alpha=-1) + 0.5 * part.square().sum(1)[:, None]
+            gap, index = gap.topk(least, dim=1, largest=False)
+            index = torch.where(gap < 0, index + start, -1)
+            found.append(F.pad(index, (0, k - least), value=-1))
+    index = torch.cat(found)
+    return index[:, : max(1, int((index >= 0).sum(1).max()))]
+
+
+def farthest(pos: Tensor, sizes: Sequence[int], m: int | Sequence[int]) -> tuple[Tensor, list[int]]:
     """Farthest point sampling: m rows of every shape (all of them where it has fewer), beginning
     with its first; their numbers, and how many each shape gave."""
     device, b = pos.device, len(sizes)
-    longest = max(sizes)
-    steps = min(m, longest)
+    wanted = [m] * b if isinstance(m, int) else m
+    counts = [min(i, n) for i, n in zip(wanted, sizes, strict=True)]
+    longest, steps = max(sizes), max(counts)
     start = torch.tensor([0, *itertools.accumulate(sizes)], device=device)[:b]
     # One plane per coordinate: a step is a few long additions.
     planes = pos.detach().new_zeros(3, b, longest)
@@ -111,7 +124,6 @@ def farthest(pos: Tensor, sizes: Sequence[int], m: int) -> tuple[Tensor, list[in
         torch.minimum(gap, work[0].add_(work[1]).add_(work[2]), out=gap)
         last = _argmax(gap)
         chosen[:, step : step + 1] = last
-    counts = [min(m, n) for n in sizes]
     rows = [chosen[i, :n] + start[i] for i, n in enumerate(counts)]
     return torch.cat(rows), counts
 
@@ -141,17 +153,13 @@ def means(x: Tensor, cell: Tensor, count: int) -> Tensor:
 
 
 def interpolated(
-    x: Tensor,
-    coarse: ShapeBatch,
-    fine: ShapeBatch,
-    k: int = 3,
+    x: Tensor, coarse: ShapeBatch, fine: ShapeBatch, k: int = 3, power: int = 2
 ) -> Tensor:
     """Features (m c) of the coarse cloud at the points of the fine one (n c): mean of the k
-    nearest, weighted by one over the squared distance (PointNet++, eq. 2)."""
-    k = min(k, *coarse.sizes)
+    nearest, weighted by one over a power of the distance (PointNet++, eq. 2: 2)."""
     index = knn(fine.pos, fine.sizes, k, coarse.pos, coarse.sizes)
     gap = (coarse.pos[index] - fine.pos[:, None]).square().sum(2)
-    weight = 1 / (gap + 1e-8)
+    weight = 1 / (gap ** (power / 2) + 1e-8)
     weight = weight / weight.sum(1, keepdim=True)
     return (x[index] * weight[:, :, None]).sum(1)
 
