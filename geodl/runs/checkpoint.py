@@ -162,7 +162,7 @@ def load_weights(file: str) -> dict[str, Any]:
 def initialise(task: Task, path: str) -> None:
     """Fine-tuning: take every tensor that fits in name and shape, and say which did not."""
     own = task.state_dict()
-    given = load_weights(path)
+    given = task.translate(load_weights(path))
     fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if not fits:
         raise UserError(f"init={path} has no tensor of this model: choose the same encoder.")
