@@ -1,0 +1,50 @@
+"""The plain transformer block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """x + attention(norm x), then x + MLP(norm x), four times as wide inside; stochastic depth per
+    shape (Dosovitskiy et al., ViT). Memory: the square of the number of tokens."""
+
+    def __init__(self, width: int, heads: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.drop = heads, drop
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b t width) -> (b t width)."""
+        b, t, width = x.shape
+        rows = self.qkv(self.norms[0](x)).view(b, t, 3, self.heads, -1)
+        q, k, v = rows.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, width)
+        x = x + self._kept(self.out(y))
+        return x + self._kept(self.mlp(self.norms[1](x)))
+
+    def _kept(self, y: Tensor) -> Tensor:
+        if not self.training or not self.drop:
+            return y
+        return y * F.dropout(y.new_ones(len(y), 1, 1), self.drop)
+
+
+class Blocks(nn.ModuleList):
+    """Blocks with stochastic depth growing to ``drop``; the tokens' positions are added anew before
+    each, as in Point-BERT."""
+
+    def __init__(self, width: int, heads: int, depth: int, drop: float) -> None:
+        rates = torch.linspace(0, drop, depth).tolist()
+        super().__init__(Block(width, heads, rate) for rate in rates)
+
+    def forward(self, x: Tensor, place: Tensor) -> Tensor:
+        for block in self:
+            x = block(x + place)
+        return x
