@@ -92,6 +92,16 @@ class Encoder(nn.Module):
         """Features (n in_channels) on the vertices of the batch -> Encoding with ``out`` filled."""
         raise NotImplementedError
 
+    @property
+    def summary_channels(self) -> int:
+        """Columns of ``summary``."""
+        return self.channels
+
+    def summary(self, x: Tensor, batch: ShapeBatch) -> Tensor:
+        """What a linear classifier on this encoder looks at (b c): its answer for the whole shape,
+        unless layers at its end belong to a task."""
+        return self(x, batch).at("whole")
+
     def translate(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Weights of the authors' code under the names of a task with this encoder ("encoder." and
         "head."); those that it does not recognise come back as they are."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -172,7 +173,7 @@ class KPConv(Encoder):
             gap, index = self._neighbours(grid, grid, level)
             if level == 0:
                 x = self.first(x, gap, index)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, gap, index, False)
             levels.append((grid, x))
             if level < len(self.down):

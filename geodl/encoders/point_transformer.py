@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +182,7 @@ class PointTransformer(Encoder):
         for down, blocks, k in zip(self.down, self.blocks, self.k, strict=True):
             x, points = down(x, points)
             index = knn(points.pos, points.sizes, k)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, points.pos, index)
             levels.append((x, points, index))
         if self.out == "whole":

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -263,7 +264,7 @@ class PointTransformerV3(Encoder):
                 )
                 levels.append((x, grid, parent))
                 x, grid = self.pooled[level - 1](y), coarse
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, grid, order)
         if self.out == "whole":
             whole = torch.stack([part.mean(0) for part in x.split(grid.sizes)])
@@ -271,7 +272,7 @@ class PointTransformerV3(Encoder):
         for level in reversed(range(len(levels))):
             beside, grid, parent = levels[level]
             x = self.beside[level](beside) + self.below[level](x)[parent]
-            for block in self.back[level]:
+            for block in cast(nn.ModuleList, self.back[level]):
                 x = block(x, grid, order)
         return self.elements(x[cell], batch)
 
@@ -280,7 +281,7 @@ class PointTransformerV3(Encoder):
         corner = torch.stack([p.min(0).values for p in batch.pos.split(batch.sizes)])
         pos = (batch.pos - batch.spread(corner)) / self.cell
         cell, sizes = cells(pos, batch.sizes, 1.0)
-        place = means(torch.cat([torch.floor(pos).double()], 1), cell, sum(sizes)).round().long()
+        place = means(torch.floor(pos).double(), cell, sum(sizes)).round().long()
         if int(place.max()) >= 2**DEPTH:
             raise UserError(
                 f"a shape is {int(place.max())} cells of encoder.cell={self.cell} long, more than "

@@ -182,12 +182,12 @@ class PointNet2(Encoder):
             widths.append(level.channels)
             self.levels.append(level)
         self.all = mlp([3 + widths[-1], 256, 512, 1024])
-        self.categories = spec.classes if use_category and not whole else ()
+        self.categories = len(spec.classes) if use_category and not whole else 0
         if whole:
             self.last = mlp([1024, 512, 256], dropout=dropout)
             self.channels = 256
             return
-        beside = len(self.categories) + 3 + in_channels
+        beside = self.categories + 3 + in_channels
         ends = ((256, 256), (256, 128), (128, 128, 128) if form == "ssg" else (128, 128))
         steps = zip((1024, 256, 128), (widths[2], widths[1], beside), ends, strict=True)
         self.up = nn.ModuleList(mlp([below + x, *end]) for below, x, end in steps)
@@ -206,7 +206,7 @@ class PointNet2(Encoder):
         own = [batch.pos, features[0]]
         if self.categories:
             assert batch.category is not None
-            hot = F.one_hot(batch.category, len(self.categories)).to(x)
+            hot = F.one_hot(batch.category, self.categories).to(x)
             own.insert(0, batch.spread(hot))
         features[0] = torch.cat(own, dim=1)
         x = clouds[-1].spread(whole)

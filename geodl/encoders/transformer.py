@@ -55,6 +55,7 @@ class Tokens(Encoder):
         super().__init__(in_channels, spec, out)
         if width % heads:
             raise UserError(f"encoder.width={width} must be a multiple of encoder.heads={heads}.")
+        self.width, self.heads = width, heads
         self.place = nn.Sequential(nn.Linear(at, 128), nn.GELU(), nn.Linear(128, width))
         self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
         self.token_place = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
@@ -69,7 +70,7 @@ class Tokens(Encoder):
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
+                if "bias" in module.state_dict():
                     nn.init.zeros_(module.bias)
 
     def attended(self, tokens: Tensor, place: Tensor) -> Tensor:
@@ -157,6 +158,16 @@ class Transformer(Tokens):
         rows, centres = self.patches(x, batch)
         y = self.attended(*self.embedded(rows, centres))
         return self.answer(y, lambda t: interpolated(t.flatten(0, 1), centres, batch), x, batch)
+
+    @property
+    def summary_channels(self) -> int:
+        return 2 * self.width
+
+    def summary(self, x: Tensor, batch: ShapeBatch) -> Tensor:
+        """Maximum and mean of the tokens; without the class token, which masked training leaves
+        aside."""
+        y = self.norm(self.blocks(*self.embedded(*self.patches(x, batch))))
+        return torch.cat([y.amax(1), y.mean(1)], dim=1)
 
 
 class SpectrumTransformer(Tokens):

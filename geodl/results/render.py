@@ -69,7 +69,7 @@ def grid(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         head += ["yours" if short else f"{c}, yours"] if c in with_yours else []
         head += ["published" if short else f"{c}, published"] if c in with_published else []
         head += ["difference" if short else f"{c}, difference"] if c in with_gap else []
-    head += ["epochs / published", "parameters", "s / epoch", "protocol", "commit"]
+    head += ["epochs / published", "parameters", "s / epoch", "peak MB", "protocol", "commit"]
     for r in rows:
         cells = [r.get("section", "")] if sections else []
         cells.append(r["name"])
@@ -86,6 +86,7 @@ def grid(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{ran} / {whole}" if ran and whole else ran,
             f"{count:,}" if isinstance(count, int) else _plain(count),
             _plain(r["seconds_per_epoch"]),
+            _plain(r.get("peak_memory_mb")),
             _plain(r["protocol"]),
             ", ".join(r["commit"]),
         ]
@@ -162,7 +163,7 @@ def in_terminal(data: Mapping[str, Any]) -> str:
     from rich.table import Table
 
     head, rows = grid(data)
-    head, rows = head[:-5], [row[:-5] for row in rows]  # epochs to commit are in the file
+    head, rows = head[:-6], [row[:-6] for row in rows]  # epochs to commit are in the file
     if data.get("picture") == "heatmap":
         rows = [[word.split(" ")[0] if i > 1 else word for i, word in enumerate(r)] for r in rows]
     shown = Table(title=escape(str(data["title"])), title_justify="left")
@@ -208,7 +209,15 @@ def as_csv(data: Mapping[str, Any]) -> str:
     stream = io.StringIO()
     keys = ("mean", "std", "n", "published", "verified", "difference", "unit", "change")
     own = ("mean", "std", "n")
-    rest = ("epochs", "parameters", "seconds_per_epoch", "protocol", "commit", "runs")
+    rest = (
+        "epochs",
+        "parameters",
+        "seconds_per_epoch",
+        "peak_memory_mb",
+        "protocol",
+        "commit",
+        "runs",
+    )
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["section", "row", "column", *keys, *(f"yours {k}" for k in own), *rest])
     for r in data["rows"]:

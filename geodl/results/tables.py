@@ -32,7 +32,7 @@ BESIDE = (
     *("mode", "table", "budget", "paths", "trainer", "workers", "logger", "figures", "stop_code"),
     *("allow", "force", "sweep", "launch", "threads"),
 )
-PICTURES = ("bars", "curve", "heatmap")
+PICTURES = ("bars", "cost", "curve", "heatmap")
 # A row's own, or the table's.
 _BOTH = ("published_on", "verified", "metric", "seeds", "budgets")
 TABLE_KEYS = {
@@ -87,6 +87,8 @@ def table(cfg: DictConfig) -> str:
         chosen = [w for w in hydra.overrides.task if w.startswith(("sweep=", "paths."))]
         words = [*hydra.overrides.hydra, *chosen]
         found: list[dict[str, Any]] = []
+        if before := _before(todo, extra):
+            launch(before, words, [])
         launch([list(job.words) for job in todo], words, found)
         failed = summary(found)
     if cfg.paths.ledger:  # for the other machines that share it, runs of before included
@@ -103,6 +105,17 @@ def table(cfg: DictConfig) -> str:
         sys.stderr.write(f"geodl: {failed} of {len(todo)} runs failed; the table has the others\n")
         sys.exit(1)
     return text
+
+
+def _before(todo: Sequence[Job], extra: Sequence[str]) -> list[list[str]]:
+    """The words of the runs that jobs start from (``init``) and that are not there yet."""
+    found: dict[str, list[str]] = {}
+    for job in todo:
+        start = record.start_of(job.cfg)
+        if start is not None and record.finished(start) is None:
+            words = [*str(job.cfg.init).split(), *extra, f"seed={job.seed}"]
+            found[record.run_name(start)] = words
+    return list(found.values())
 
 
 def yours(cfg: DictConfig) -> dict[str, Any] | None:
@@ -314,6 +327,7 @@ def _row(
     if plain.get("picture") == "heatmap":
         _compare(cells, str(plain["columns"][0]["name"]))
     first = [r for r, _ in theirs or ours]
+    memory = [m for r in first if (m := r.get("peak_memory_mb"))]
     kept = ("name", "section", "series", "x", "experiment", "epochs_published", "note")
     return {
         **{k: row[k] for k in kept if row.get(k) is not None},
@@ -323,6 +337,7 @@ def _row(
         "seconds_per_epoch": (
             round(statistics.fmean(r["seconds_per_epoch"] for r in first), 1) if first else None
         ),
+        "peak_memory_mb": round(statistics.fmean(memory)) if memory else None,
         "device": _one(r.get("device") for r in first),
         "protocol": _one(r["protocol"] for r in first),
         "commit": sorted(commits),

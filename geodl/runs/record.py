@@ -80,7 +80,8 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     plain["trainer"] = {k: v for k, v in trainer.items() if k not in NOT_HASHED_TRAINER}
     for key in ("weights", "init"):
         if plain.get(key):
-            plain[key] = fingerprint(Path(plain[key]))
+            start = start_of(cfg) if key == "init" else None
+            plain[key] = run_hash(start) if start is not None else fingerprint(Path(plain[key]))
     for slot, key in (("decoder", "model"), ("data", "template")):
         if (plain.get(slot) or {}).get(key):
             plain[slot][key] = fingerprint(Path(plain[slot][key]))
@@ -97,6 +98,19 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
         del plain["threads"]
     plain["code"] = {module: v for module in SHARED if (v := later_version(module))}
     return _dense(plain)
+
+
+def start_of(cfg: DictConfig) -> DictConfig | None:
+    """The run that ``init`` names by the words of its command, of the same seed; None if it names
+    a file."""
+    words = str(cfg.init or "").split()
+    if not any("=" in word for word in words) or Path(str(cfg.init)).expanduser().exists():
+        return None
+    from geodl.runs.compose import compose
+
+    start = compose([*words, f"seed={cfg.seed}"])
+    start.paths = cfg.paths
+    return start
 
 
 @functools.cache

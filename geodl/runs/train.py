@@ -217,7 +217,15 @@ def _start(cfg: DictConfig, task: Task) -> None:
     if cfg.weights:
         task.load_strict(task.translate(load_weights(cfg.weights)), cfg.weights)
     if cfg.init:
-        initialise(task, cfg.init)
+        start = record.start_of(cfg)
+        if start is None:
+            initialise(task, cfg.init)
+        elif record.finished(start) is None:
+            raise UserError(
+                f"init={cfg.init}: this run is not there yet: geodl {cfg.init} seed={cfg.seed}"
+            )
+        else:
+            initialise(task, str(record.run_folder(start) / "last.ckpt"))
 
 
 def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: History) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of tables: bars, curves, heat map."""
+"""Pictures of tables: bars, cost, curves, heat map."""
 
 from __future__ import annotations
 
@@ -60,6 +60,28 @@ def bars(data: Any, path: Path) -> None:
     ax.set_ylabel(unit)
     ax.margins(y=0.12)
     ax.grid(axis="y", alpha=0.3)
+    ax.set_title(data["title"], fontsize=10)
+    save(figure, path)
+
+
+def cost(data: Any, path: Path) -> None:
+    """The first column against the seconds of an epoch; the larger a dot, the more parameters."""
+    name = data["columns"][0]
+    rows = [(r, measured(r["cells"].get(name, {}))) for r in data["rows"]]
+    rows = [(r, c) for r, c in rows if c and r["seconds_per_epoch"]]
+    figure = Figure(figsize=(7.5, 4.6))
+    ax = figure.add_subplot()
+    for (r, cell), color in zip(rows, palette(len(rows)), strict=True):
+        x, y = r["seconds_per_epoch"], cell["mean"]
+        size = 12 + 60 * np.sqrt(r["parameters"] / 1e6) if isinstance(r["parameters"], int) else 30
+        ax.errorbar(x, y, cell["std"] or 0.0, color=color, lw=1)
+        ax.scatter([x], [y], s=size, color=color, alpha=0.8)
+        ax.annotate(r["name"], (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+    ax.set_xscale("log")
+    ax.set_xlabel("seconds per epoch, one thread")
+    ax.set_ylabel(f"{name}, {_unit(data['rows'])}")
+    ax.margins(x=0.18, y=0.08)
+    ax.grid(alpha=0.3, which="both")
     ax.set_title(data["title"], fontsize=10)
     save(figure, path)
 
