@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import icosphere, write_off
 
+from geodl.cli.words import prepared
 from geodl.data.files import write_ply
 from geodl.runs.build import build_task
 from geodl.runs.compose import compose, config_dir
@@ -27,7 +28,7 @@ HERE = [
     c
     for c in COMMANDS
     if c.startswith("geodl ")
-    and not re.search(r"human_seg/|princeton|order_invariance|robustness|faust_r", c)
+    and not re.search(r"human_seg/|princeton|modelnet|order_invariance|robustness|faust_r", c)
 ]
 COMPOSED = [words for words in GEODL if "mode=list" not in words and "mode=predict" not in words]
 
@@ -38,7 +39,7 @@ def test_how_many_there_are():
 
 @pytest.mark.parametrize("words", COMPOSED, ids=" ".join)
 def test_every_command_composes(words, tmp_path):
-    words = [w for w in words if w != "-m"]
+    words = prepared([w for w in words if w != "-m"])
     pos, face = icosphere(3)
     for w in words:  # of a sweep, every member
         key, _, values = w.partition("=")

@@ -305,6 +305,26 @@ def test_fine_tuning_takes_what_fits(here, caplog):
 # ---- predict ----
 
 
+def test_a_run_can_begin_where_another_one_ended(here, caplog):
+    tokens = "features=none encoder=transformer encoder.count=8 encoder.k=8 encoder.width=16"
+    first = f"task=masked {tokens} {' '.join(TINY)} epochs=1"
+    words = [*tokens.split(), f"init='{first}'", "epochs=0"]
+    with pytest.raises(UserError, match="not there yet: geodl task=masked .* seed=0"):
+        go(*words)
+    learned = weights(go(*first.split()))
+    folder = go(*words)
+    assert "init: " in caplog.text and "fresh: head.bias, head.weight" in caplog.text
+    began = weights(folder)
+    assert torch.equal(
+        began["encoder.embed.first.0.weight"], learned["encoder.embed.first.0.weight"]
+    )
+    assert not list(here.glob("**/figures/*.part"))
+    other = composed(*tokens.split(), f"init='{first} encoder.depth=2'", "epochs=0")
+    assert record.run_hash(other) != record.run_hash(composed(*words))
+    (image,) = here.glob("outputs/masked/**/gallery-clean.png")
+    assert image.stat().st_size > 5000
+
+
 @pytest.mark.parametrize("suffix", [".obj", ".off", ".npy"])
 def test_classifying_a_file_of_ones_own(here, suffix, shapes, capsys):
     folder = go("epochs=1", "figures=false")

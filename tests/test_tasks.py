@@ -190,3 +190,70 @@ def test_confusion_counts_as_torchmetrics_without_its_table():
     assert large.compute().diagonal().sum() == 15_000
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 1e6, "less than a gigabyte"
+
+
+SMALL_TOKENS = (
+    *("features=none", "encoder=transformer", "encoder.points=null", "encoder.count=10"),
+    *("encoder.k=8", "encoder.width=16", "encoder.depth=2", "encoder.heads=2"),
+)
+
+
+def test_masked_patches_are_drawn_from_the_visible_ones_alone(shapes, monkeypatch):
+    model = task("task=masked", "task.depth=1", *SMALL_TOKENS).eval()
+    batch = ShapeBatch.pack(shapes[:3])
+    found = model.rebuilt(batch)
+    assert found["drawn"].shape == found["true"].shape == (3, 6, 8, 3)
+    mask = model._mask(batch, 10)
+    assert mask.sum(1).tolist() == [6, 6, 6]
+    alone = model._mask(ShapeBatch.pack(shapes[1:2]), 10)  # a mask belongs to a shape's name
+    assert torch.equal(mask[1], alone[0]) and not torch.equal(mask[0], mask[1])
+    whole = model.encoder.patches
+
+    def other(x, batch):
+        rows, centres = whole(x, batch)
+        rows[mask.flatten()] = 7.0
+        return rows, centres
+
+    monkeypatch.setattr(model.encoder, "patches", other)
+    torch.testing.assert_close(model.rebuilt(batch)["drawn"], found["drawn"])
+    monkeypatch.undo()
+    result = model.evaluate([batch])
+    gap = torch.cdist(found["drawn"], found["true"]).square()
+    wanted = 1000 * (gap.amin(3).mean() + gap.amin(2).mean())
+    assert result.scores["chamfer"] == pytest.approx(float(wanted.detach()), rel=1e-4)
+    model.train()
+    assert not torch.equal(model._mask(batch, 10), model._mask(batch, 10))
+    sum(model.losses(model.predict(batch), batch).values()).backward()
+    unused = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not unused
+
+
+def test_masking_needs_patches():
+    with pytest.raises(UserError, match="only encoder=transformer has"):
+        task("task=masked", "encoder=pointnet")
+    with pytest.raises(UserError, match="leaves none"):
+        task("task=masked", "task.ratio=0.05", *SMALL_TOKENS)
+
+
+def test_a_probe_fits_its_classifier_and_nothing_else(shapes):
+    from geodl.tasks.probe import logistic
+
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 5), torch.randint(0, 3, (60,))
+    weight, bias = (t.requires_grad_() for t in logistic(x, y, 3, 0.1))
+    loss = torch.nn.functional.cross_entropy(x @ weight.T + bias, y) + 0.05 * weight.square().sum()
+    assert all(g.abs().max() < 1e-4 for g in torch.autograd.grad(loss, [weight, bias]))
+
+    spec = DataSpec(classes=tuple("abcd"))
+    labelled = [s.replace(category=torch.tensor(i % 4)) for i, s in enumerate(shapes)]
+    batch = ShapeBatch.pack(labelled)
+    for words, rows in (((), 4), (("task.shots=1", "task.draws=3"), 12)):
+        model = task("task=probe", *words, *SMALL_TOKENS, spec=spec)
+        before = {k: v.clone() for k, v in model.encoder.state_dict().items()}
+        model.fit([batch])
+        assert all(torch.equal(v, before[k]) for k, v in model.encoder.state_dict().items())
+        assert model.head.out_features == rows
+        assert not any(p.requires_grad for p in model.parameters())
+        scores = model.evaluate([batch]).scores
+        assert (scores["acc"] == 1.0) == (rows == 4)  # eight shapes, seen
+        assert ("acc_std" in scores) == (rows == 12)
