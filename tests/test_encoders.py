@@ -255,6 +255,28 @@ def test_gradient_features_equal_their_definition_and_its_derivatives(shapes, ro
             torch.testing.assert_close(a.grad, b.grad, atol=2e-3 * b.grad.abs().max(), rtol=1e-2)
 
 
+def test_the_other_gradient_features_are_those_of_their_code(shapes):
+    from geodl.encoders.diffusionnet import _gradient, cao_features
+
+    batch = ShapeBatch.pack(shapes[:2])
+    n, c = batch.pos.shape[0], 4
+    x = (0.02 * torch.randn(n, c)).requires_grad_()
+    real, imaginary = torch.randn(c, c), torch.randn(c, c)
+    gx, gy = batch.ops.grad_x.to_dense() @ x, batch.ops.grad_y.to_dense() @ x
+    bx, by = gx @ real.T - gy @ imaginary.T, gx @ real.T + gy @ imaginary.T
+    wanted = torch.tanh(gx * bx + gy * by)
+    value = cao_features(x, real, imaginary, *_gradient(batch))
+    torch.testing.assert_close(value, wanted, atol=1e-4, rtol=1e-3)
+    weight = torch.randn_like(wanted)
+    ours, theirs = (torch.autograd.grad((y * weight).sum(), x)[0] for y in (value, wanted))
+    torch.testing.assert_close(ours, theirs, atol=2e-3 * theirs.abs().max(), rtol=1e-2)
+    encoder = DiffusionNet(3, SPEC, "vertex", width=16, gradient="cao")
+    plain = DiffusionNet(3, SPEC, "vertex", width=16)
+    plain.load_state_dict(encoder.state_dict())
+    values = [e.eval()(batch.pos, batch).at("vertex") for e in (encoder, plain)]
+    assert not torch.allclose(*values)
+
+
 def test_bfloat16_runs_on_the_cpu(shapes):
     encoder = build("diffusionnet", 3, "whole")
     batch = ShapeBatch.pack(shapes[:2])

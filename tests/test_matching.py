@@ -13,7 +13,7 @@ from geodl.data.loaders import Loaders
 from geodl.data.views import Wishes, attach
 from geodl.errors import UserError
 from geodl.metrics import MapError
-from geodl.nn.fmap import from_fmap, functional_map, to_fmap
+from geodl.nn.fmap import from_fmap, functional_map, resolvent_mask, soft_fmap, to_fmap
 from geodl.ops.geodesic import distances, edge_graph
 from geodl.runs.build import build
 from geodl.runs.compose import compose
@@ -149,6 +149,68 @@ def test_losses_vanish_at_the_true_map(cache):
     back = both.predict(GroupBatch(source=batch.target, target=batch.source)).output
     gap = (back @ forth.output - torch.eye(15)).square().mean()
     assert both.losses(forth, batch)["bijectivity"] == pytest.approx(float(gap), rel=1e-5)
+
+
+def test_the_resolvent_mask_and_the_soft_map_are_their_definitions(monkeypatch):
+    torch.manual_seed(0)
+    low, high = (torch.rand(2, 5).double().sort(1)[0] for _ in range(2))
+    mask = resolvent_mask(low, high, 0.5)
+    for n in range(2):
+        top = max(low[n].max(), high[n].max())
+        for i, j in np.ndindex(5, 5):
+            one, two = ((x / top) ** 0.5 for x in (low[n, j], high[n, i]))
+            gap = 1 / (one - 1j) - 1 / (two - 1j)
+            assert mask[n, i, j] == pytest.approx(abs(complex(gap)) ** 2, abs=1e-12)
+
+    f, g = torch.randn(40, 6, requires_grad=True), torch.randn(30, 6, requires_grad=True)
+    a, b, mass = torch.randn(40, 4), torch.randn(30, 4), torch.rand(30)
+    monkeypatch.setattr("geodl.nn.fmap.BLOCK", 20)  # blocks of eight rows
+    c = soft_fmap(f, g, a, b, mass, 0.3)
+    cos = torch.nn.functional.normalize(g, dim=1) @ torch.nn.functional.normalize(f, dim=1).T
+    plain = b.T @ torch.diag(mass) @ (cos / 0.3).softmax(1) @ a
+    torch.testing.assert_close(c, plain)
+    weight = torch.randn(4, 4)
+    for x in (f, g):
+        ours, theirs = (
+            torch.autograd.grad((m * weight).sum(), x, retain_graph=True)[0] for m in (c, plain)
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_descriptors_that_agree_align_and_their_nearest_give_the_map(cache, monkeypatch):
+    pos, face, pos2, face2, order, place = bent()
+    a, b = shape_of(pos, face, cache, "a"), shape_of(pos2, face2, cache, "b", place)
+    batch = GroupBatch.pack([{"source": a, "target": b}])
+    words = ["task.k=20", "task.losses.alignment=1", "task.losses.supervised=0", "task.tau=0.01"]
+    task = matching(*words, "task.nearest=true", "task.resolvent=0.5", "task.regularization=10")
+    torch.manual_seed(0)
+    rows = torch.randn(len(pos), 40)
+    own = {"a": rows, "b": rows[order]}
+    monkeypatch.setattr(task, "describe", lambda shapes: ([own[shapes.names[0]]], {}))
+    prediction = task.predict(batch)
+    prediction.output = task.true_maps(batch)
+    assert task.losses(prediction, batch)["alignment"] < 1e-3
+    prediction.output = torch.roll(prediction.output, 1, dims=1)
+    assert task.losses(prediction, batch)["alignment"] > 0.01
+    found = task.maps(task.predict_eval(batch), batch)[0]
+    assert (found == torch.from_numpy(order)).float().mean() > 0.99
+
+
+def test_adaptation_to_a_pair_lowers_its_losses_and_leaves_the_weights(cache):
+    pos, face, pos2, face2, _, place = bent()
+    a = shape_of(pos, face, cache, "a")
+    b = shape_of(pos2 * [1.0, 1.0, 0.9], face2, cache, "b", place)
+    batch = GroupBatch.pack([{"source": a, "target": b}])
+    words = ["task.k=15", "task.losses.alignment=1", "task.losses.orthogonality=1", "task.adapt=8"]
+    words += ["task.losses.supervised=0", "task.regularization=1e-6"]
+    task = matching("encoder=point_mlp", *words).eval()
+    before = {k: v.clone() for k, v in task.state_dict().items()}
+    plain = sum(task.losses(task.predict(batch), batch).values())
+    adapted = sum(task.losses(task.predict_eval(batch), batch).values())
+    assert adapted < 0.9 * plain
+    assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
+    with pytest.raises(UserError, match="task.adapt needs"):
+        matching("task.adapt=3")
 
 
 @pytest.mark.parametrize("loss", ["supervised", "orthogonality"])

@@ -73,6 +73,31 @@ class GradientFeatures(torch.autograd.Function):
         return x, to_real, to_imaginary, None, None
 
 
+class _Sums(torch.autograd.Function):
+    """Sparse rows times x, and the transpose for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Bags, columns: Bags) -> Tensor:
+        ctx.columns = columns
+        return rows(x.float())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.columns(grads[0].float().contiguous()), None, None
+
+
+def cao_features(
+    x: Tensor, real: Tensor, imaginary: Tensor | None, rows: Bags, columns: Bags
+) -> Tensor:
+    """The gradient features of the code of Cao et al. (ULRSSM and what follows it): in the second
+    component both matrices have changed places, which is no rotation of g."""
+    gx, gy = cast(Tensor, _Sums.apply(x, rows, columns)).chunk(2)
+    bx, by = gx @ real.T, gx @ real.T
+    if imaginary is not None:
+        bx, by = bx - gy @ imaginary.T, by + gy @ imaginary.T
+    return torch.tanh(gx * bx + gy * by)
+
+
 def _gradient(batch: ShapeBatch) -> tuple[Bags, Bags]:
     """Both gradient matrices, one below the other (2n n), and the transpose."""
     if "gradient" not in batch.cache:
@@ -144,11 +169,12 @@ class Block(nn.Module):
         dropout: float,
         diffusion: str,
         time: float | None,
-        gradient: bool,
+        gradient: bool | str,
         rotation: bool,
         k: int,
     ) -> None:
         super().__init__()
+        self.cao = gradient == "cao"
         self.diffusion = diffusion
         self.k = k
         if time is None:
@@ -184,9 +210,8 @@ class Block(nn.Module):
         y = torch.addmm(F.linear(x, w[0], first.bias), diffused, w[1].T)
         if self.real is not None:
             imaginary = None if self.imaginary is None else self.imaginary.weight
-            features = GradientFeatures.apply(
-                diffused, self.real.weight, imaginary, *_gradient(batch)
-            )
+            make = cao_features if self.cao else GradientFeatures.apply
+            features = make(diffused, self.real.weight, imaginary, *_gradient(batch))
             y = torch.addmm(y, features, w[2].T)
         return x + self.mlp[1:](y)
 
@@ -210,7 +235,8 @@ class DiffusionNet(Encoder):
             solve per channel: small meshes only; needs no eigenpairs), or "none" (the ablation).
         time: the same diffusion time for all channels instead of learned ones (the ablation), in
             squared units of the shape.
-        gradient: use gradient features.
+        gradient: use gradient features; "cao": those of the code of ULRSSM and its family, whose
+            weights mean something else (two definitions are in circulation).
         rotation: let them rotate the gradients (needs consistently oriented normals).
     """
 
@@ -235,7 +261,7 @@ class DiffusionNet(Encoder):
         dropout: float = 0.5,
         diffusion: Literal["spectral", "implicit", "none"] = "spectral",
         time: float | None = None,
-        gradient: bool = True,
+        gradient: bool | Literal["cao"] = True,
         rotation: bool = True,
     ) -> None:
         super().__init__(in_channels, spec, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,14 +20,22 @@ from geodl.data.files import write_ply
 from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.metrics import MapError
-from geodl.nn.fmap import from_fmap, functional_map, to_fmap
+from geodl.nn.fmap import from_fmap, functional_map, soft_fmap, to_fmap
 from geodl.nn.neighbors import nearest
 from geodl.ops.geodesic import METHODS, Method
 from geodl.shape import GroupBatch, ShapeBatch
 from geodl.spec import Laplacian, Needs, Points, Spectrum
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 
-LOSSES = ("supervised", "bijectivity", "orthogonality", "commutativity")
+LOSSES = ("supervised", "bijectivity", "orthogonality", "commutativity", "alignment")
+
+
+@dataclass
+class MapPrediction(Prediction):
+    """Beside the maps: coefficients (b k d) and descriptors (v d) of source and target."""
+
+    coefficients: tuple[Tensor, Tensor] | None = None
+    descriptors: tuple[list[Tensor], list[Tensor]] | None = None
 
 
 class Matching(Task):
@@ -51,7 +60,10 @@ class Matching(Task):
     Paper: Donati, Sharma, Ovsjanikov: Deep geometric functional maps, CVPR 2020, as in Sharp et
     al.: DiffusionNet, 2022 (k = 30, lambda = 1e-3). Unsupervised losses: Roufosse, Sharma,
     Ovsjanikov 2019. ZoomOut: Melzi et al. 2019,
-    their loop, whose first map is of size k (pyFM begins at k + step).
+    their loop, whose first map is of size k (pyFM begins at k + step). Unsupervised with
+    "alignment": Cao, Roetzer, Bernard: Unsupervised learning of robust spectral shape matching
+    (ULRSSM), TOG 2023; their losses are sums over both directions, here one direction of each pair
+    (the other one is another pair).
 
     Args:
         form: "fmap" or "categorical".
@@ -59,7 +71,15 @@ class Matching(Task):
         descriptors: columns of the linear layer.
         regularization: lambda.
         losses: weights by name: "supervised" (mean squared difference to the C of the true map),
-            "bijectivity", "orthogonality", "commutativity" (with the Laplacians).
+            "bijectivity", "orthogonality", "commutativity" (with the Laplacians), "alignment"
+            (with the functional map of the soft map between descriptors). All but the first need no
+            correspondence.
+        resolvent: exponent of the resolvent mask in place of the eigenvalues' differences.
+        tau: temperature of the soft map; null: 0.07.
+        nearest: at test time, begin with the vertex of the nearest descriptor, made smooth by one
+            functional map, instead of the functional map of the descriptors.
+        adapt: at test time, so many steps of the losses without correspondence on each pair, from
+            the trained weights each time.
         refine: null, "icp" or "zoomout", of the map at test time.
         zoomout: size of the map after refinement; it grows by ``step``.
         geodesic: "dijkstra", "exact" or "heat", and every how-many-th template point is measured.
@@ -88,7 +108,11 @@ class Matching(Task):
         k: int = 30,
         descriptors: int = 128,
         regularization: float = 1e-3,
-        losses: Mapping[str, float] | None = None,
+        losses: Mapping[str, float | None] | None = None,
+        resolvent: float | None = None,
+        tau: float | None = None,
+        nearest: bool | None = None,
+        adapt: int | None = None,
         refine: Literal["icp", "zoomout"] | None = None,
         zoomout: int = 120,
         step: int = 5,
@@ -123,6 +147,11 @@ class Matching(Task):
         super().__init__(setup)
         if form == "categorical" and not self.encoder.learns:
             raise UserError("encoder=identity learns nothing: use task.form=fmap.")
+        if adapt and (form != "fmap" or not set(weights) - {"supervised"}):
+            raise UserError(
+                "task.adapt needs task.form=fmap and losses without correspondence (bijectivity, "
+                "orthogonality, commutativity or alignment)."
+            )
         if self.encoder.needs.find(Points):
             raise UserError("task=matching maps the shapes' own vertices: set encoder.points=null.")
         spectrum = (super().needs | Needs.of(Spectrum(k))).find(Spectrum)
@@ -134,6 +163,8 @@ class Matching(Task):
                 "for the features and the encoder: lower it, or raise features.k."
             )
         self.form, self.k, self.regularization, self.weights = form, k, regularization, weights
+        self.resolvent, self.tau = resolvent, 0.07 if tau is None else tau
+        self.nearest, self.adapt = bool(nearest), adapt or 0
         self.refine, self.zoomout, self.step = refine, zoomout, step
         self.geodesic: Method = geodesic
         self.every = every
@@ -176,9 +207,48 @@ class Matching(Task):
             )
             for s, rows in ((batch.source, a), (batch.target, b))
         ]
-        (a_hat, b_hat), weight = coefficients, self.regularization
-        low, high = (s.ops.evals[:, : self.k] for s in (batch.source, batch.target))
-        return Prediction(functional_map(a_hat, b_hat, low, high, weight), losses)
+        a_hat, b_hat = coefficients
+        c = self._solved(a_hat, b_hat, batch.source, batch.target)
+        return MapPrediction(c, losses, (a_hat, b_hat), (a, b))
+
+    def _solved(self, a: Tensor, b: Tensor, source: ShapeBatch, target: ShapeBatch) -> Tensor:
+        low, high = (s.ops.evals[:, : self.k] for s in (source, target))
+        return functional_map(a, b, low, high, self.regularization, self.resolvent)
+
+    def predict_eval(self, batch: GroupBatch) -> Prediction:
+        prediction = self._adapted(batch) if self.adapt else self.predict(batch)
+        if not self.nearest or not isinstance(prediction, MapPrediction):
+            return prediction
+        assert prediction.descriptors is not None
+        columns = zip(
+            *prediction.descriptors,
+            evecs(batch.source, self.k),
+            evecs(batch.target, self.k),
+            masses(batch.target),
+            strict=True,
+        )
+        maps = [
+            to_fmap(nearest(F.normalize(y, dim=1), F.normalize(x, dim=1)), a, b, m)
+            for x, y, a, b, m in columns
+        ]
+        return Prediction(torch.stack(maps), prediction.losses)
+
+    def _adapted(self, batch: GroupBatch) -> Prediction:
+        """The prediction after some steps on this pair alone; the weights stay as they were."""
+        before = {k: v.clone() for k, v in self.state_dict().items()}
+        memo, self.memo = self.memo, None
+        with torch.enable_grad():
+            optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
+            for _ in range(self.adapt):
+                losses = self.losses(self.predict(batch), batch)
+                optimizer.zero_grad()
+                torch.stack([v for n, v in losses.items() if n != "supervised"]).sum().backward()
+                optimizer.step()
+        prediction = self.predict(batch)
+        self.load_state_dict(before)
+        self.zero_grad(set_to_none=True)
+        self.memo = memo
+        return prediction
 
     def losses(self, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:
         for shapes in (batch.source, batch.target):
@@ -193,7 +263,10 @@ class Matching(Task):
         if "supervised" in self.weights:
             found["supervised"] = (c - self.true_maps(batch)).square().mean()
         if "bijectivity" in self.weights:
-            back = self.predict(GroupBatch(source=batch.target, target=batch.source)).output
+            own = prediction if isinstance(prediction, MapPrediction) else self.predict(batch)
+            assert isinstance(own, MapPrediction) and own.coefficients is not None
+            a_hat, b_hat = own.coefficients
+            back = self._solved(b_hat, a_hat, batch.target, batch.source)
             found["bijectivity"] = (back @ c - eye).square().mean()
         if "orthogonality" in self.weights:
             found["orthogonality"] = (c.mT @ c - eye).square().mean()
@@ -202,6 +275,17 @@ class Matching(Task):
             # Relative to the largest eigenvalue, so that the weight means the same for all shapes.
             gap = (c * source[:, None] - target[:, :, None] * c) / source[:, -1, None, None]
             found["commutativity"] = gap.square().mean()
+        if "alignment" in self.weights and isinstance(prediction, MapPrediction):
+            assert prediction.descriptors is not None
+            columns = zip(
+                *prediction.descriptors,
+                evecs(batch.source, self.k),
+                evecs(batch.target, self.k),
+                masses(batch.target),
+                strict=True,
+            )
+            soft = torch.stack([soft_fmap(*column, self.tau) for column in columns])
+            found["alignment"] = (c - soft).square().mean()
         return {n: self.weights[n] * v for n, v in found.items()} | prediction.losses
 
     def true_maps(self, batch: GroupBatch) -> Tensor:
