@@ -400,6 +400,20 @@ def test_matching_two_files_of_ones_own(here, shapes):
         predict(compose([*asked, f"input={here}/a.off"]))
 
 
+def test_two_files_are_matched_without_training_or_data(here, shapes, capsys):
+    pos, face = shapes[0].pos.numpy(), shapes[0].face.numpy()
+    order = np.random.default_rng(0).permutation(len(pos))
+    write_off(here / "a.off", pos, face)
+    write_off(here / "b.off", 30 * pos[order] + 4, np.argsort(order)[face])
+    words = ["mode=predict", "task=matching", "encoder=identity", "features=wks", "task.k=20"]
+    cfg = compose([*words, "features.k=64", "data=faust_r", "input=[a.off,b.off]"])
+    run(cfg)
+    (found,) = here.glob("outputs/predict/**/a-b.csv")
+    assert (np.loadtxt(found, int) == order).mean() > 0.7
+    with pytest.raises(UserError, match="this model has to learn first"):
+        run(compose(["mode=predict", "input=a.off"]))
+
+
 def test_loggers_and_early_stopping(here):
     folder = go(
         "epochs=3",

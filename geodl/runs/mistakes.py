@@ -44,7 +44,7 @@ def validate(cfg: Any) -> None:
             "mode=table and table=<name> go together: geodl mode=list shows the tables, and "
             "budget=smoke | short | paper says how long the runs are."
         )
-    if cfg.mode == "predict" and not (cfg.ckpt and cfg.input):
+    if cfg.mode == "predict" and not cfg.input:
         raise UserError("mode=predict needs ckpt=<a .ckpt file> and input=<a file or folder>.")
     if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):
         raise UserError(

@@ -6,10 +6,10 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
 from geodl.atomic import write_csv
@@ -21,8 +21,9 @@ from geodl.data.preprocess import Preprocess
 from geodl.errors import UserError
 from geodl.ops.cache import Cache
 from geodl.runs import record
-from geodl.runs.build import device, paths
+from geodl.runs.build import build_task, device, paths
 from geodl.runs.checkpoint import restore
+from geodl.spec import DataSpec
 from geodl.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -31,16 +32,23 @@ log = logging.getLogger(__name__)
 def predict(cfg: DictConfig) -> str:
     """Labels, maps or meshes for every file, coloured .ply, a picture of each."""
     files = _inputs(cfg.input)
-    checkpoint = Path(cfg.ckpt).expanduser()
-    stored, task, meta = restore(checkpoint, cfg)
+    if cfg.ckpt:
+        checkpoint = Path(cfg.ckpt).expanduser()
+        stored, task, meta = restore(checkpoint, cfg)
+        model = f"{checkpoint.resolve()} {record.fingerprint(checkpoint)[:16]}"
+        name = f"{checkpoint.resolve().parent.name}-{checkpoint.stem}"
+        process = Preprocess(**meta["preprocess"])
+    else:
+        stored, (task, process) = cfg, _without_learning(cfg)
+        model = name = record.run_name(cfg)
     task.eval().to(device(stored))
     groups = _grouped(list(files), task)
     made_of = {
-        "checkpoint": f"{checkpoint.resolve()} {record.fingerprint(checkpoint)[:16]}",
+        "checkpoint": model,
         "input": [str(Path(str(one)).expanduser().resolve()) for one in _listed(cfg.input)],
     }
-    target = _place(cfg, checkpoint, made_of)
-    given = Preprocess(**meta["preprocess"]), Cache(paths(cfg).cache), _category(task, cfg.category)
+    target = _place(cfg, name, made_of)
+    given = process, Cache(paths(cfg).cache), _category(task, cfg.category)
     # All mistakes before any output.
     shapes = [[own_shape(f, task.needs, task.out, *given) for f in group] for group in groups]
     for group in shapes:
@@ -62,6 +70,24 @@ def predict(cfg: DictConfig) -> str:
         classes = [key for key in flat[0] if key not in rows[0]]
         write_csv(target / "predictions.csv", ["file", *task.columns, *classes], flat)
     return "\n".join([*(f"{row['file']}: {task.in_words(row)}" for row in rows), str(target)])
+
+
+def _without_learning(cfg: DictConfig) -> tuple[Task, Preprocess]:
+    """A model that has nothing to learn (descriptors and ZoomOut, say), and the preprocessing of
+    its data set, which need not be there.
+
+    Raises:
+        UserError: it has to learn.
+    """
+    if not str(cfg.encoder._target_).endswith(".Identity"):
+        raise UserError(
+            "mode=predict needs ckpt=<a .ckpt file>, since this model has to learn first; one that "
+            "has nothing to learn is experiment=faust_r/wks, which matches two meshes."
+        )
+    given = OmegaConf.to_container(cfg.data.get("preprocess") or OmegaConf.create())
+    known = {k: v for k, v in cast("dict[str, Any]", given).items() if v is not None}
+    known["on_defect"] = "repair"
+    return build_task(cfg, DataSpec(landmarks=0)), Preprocess(**known)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -103,9 +129,9 @@ def _grouped(files: list[Path], task: Task) -> list[list[Path]]:
     return [files] if n > 1 else [[file] for file in files]
 
 
-def _place(cfg: DictConfig, checkpoint: Path, made_of: dict[str, Any]) -> Path:
-    """Where predictions go: ``output``, or ``<outputs>/predict/<run>-<checkpoint>/<input>``, with a
-    number where that holds those of another input or checkpoint of the same name.
+def _place(cfg: DictConfig, name: str, made_of: dict[str, Any]) -> Path:
+    """Where predictions go: ``output``, or ``<outputs>/predict/<name of the model>/<input>``, with
+    a number where that holds those of another input or checkpoint of the same name.
 
     Raises:
         UserError: ``output`` holds others.
@@ -118,7 +144,7 @@ def _place(cfg: DictConfig, checkpoint: Path, made_of: dict[str, Any]) -> Path:
                 "checkpoint: name a folder of its own."
             )
         return target
-    run = record.valid_name(f"{checkpoint.resolve().parent.name}-{checkpoint.stem}")
+    run = record.valid_name(name)
     names = [Path(p).name for p in made_of["input"]]
     title = "-".join(names[:4]) + (f"-and-{len(names) - 4}-more" if len(names) > 4 else "")
     above = Path(cfg.paths.outputs).expanduser() / "predict" / run
