@@ -277,6 +277,30 @@ def test_the_other_gradient_features_are_those_of_their_code(shapes):
     assert not torch.allclose(*values)
 
 
+def test_a_function_is_found_from_its_gradient_and_gradients_of_solutions_are_right(shapes):
+    from geodl.nn.poisson import faces_of
+
+    batch = ShapeBatch.pack(shapes[:3])
+    faces = faces_of(batch)
+    x = torch.randn(len(batch.pos), 2)
+    found = faces.poisson(faces.grad(x))
+    wanted = faces.grad(x)
+    assert (faces.grad(found) - wanted).abs().max() < 1e-3 * wanted.abs().max()
+    assert batch.mean(found, faces.mass).abs().max() < 1e-5
+    linear = faces.grad(batch.pos).square().sum(0).sum(1)  # |grad| of x, y, z: 2 on every plane
+    torch.testing.assert_close(linear, torch.full_like(linear, 2.0), atol=1e-3, rtol=0)
+    ones = torch.ones_like(x)
+    torch.testing.assert_close(faces.to_vertices(faces.to_faces(ones)), ones)
+
+    y = torch.randn(2, len(batch.face), 2, requires_grad=True)
+    weight, step = torch.randn_like(x), torch.randn(2, len(batch.face), 2)
+    (slope,) = torch.autograd.grad((faces.poisson(y) * weight).sum(), y)
+    difference = ((faces.poisson(y + step) - faces.poisson(y)) * weight).sum()  # it is linear
+    torch.testing.assert_close((slope * step).sum(), difference, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match="is a point cloud"):
+        faces_of(ShapeBatch.pack([Shape(torch.rand(5, 3), name="cloud")]))
+
+
 def test_bfloat16_runs_on_the_cpu(shapes):
     encoder = build("diffusionnet", 3, "whole")
     batch = ShapeBatch.pack(shapes[:2])

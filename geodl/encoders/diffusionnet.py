@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
 from geodl.nn.heat import decayed
-from geodl.nn.rows import Bags, both_ways
+from geodl.nn.rows import Bags, both_ways, product
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Out, Spectrum
 
@@ -73,25 +73,12 @@ class GradientFeatures(torch.autograd.Function):
         return x, to_real, to_imaginary, None, None
 
 
-class _Sums(torch.autograd.Function):
-    """Sparse rows times x, and the transpose for the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Bags, columns: Bags) -> Tensor:
-        ctx.columns = columns
-        return rows(x.float())
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.columns(grads[0].float().contiguous()), None, None
-
-
 def cao_features(
     x: Tensor, real: Tensor, imaginary: Tensor | None, rows: Bags, columns: Bags
 ) -> Tensor:
     """The gradient features of the code of Cao et al. (ULRSSM and what follows it): in the second
     component both matrices have changed places, which is no rotation of g."""
-    gx, gy = cast(Tensor, _Sums.apply(x, rows, columns)).chunk(2)
+    gx, gy = product(x.float(), rows, columns).chunk(2)
     bx, by = gx @ real.T, gx @ real.T
     if imaginary is not None:
         bx, by = bx - gy @ imaginary.T, by + gy @ imaginary.T

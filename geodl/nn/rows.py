@@ -52,6 +52,11 @@ def both_ways(
     return forth, Bags(row[order].int(), first.int(), turned)
 
 
+def product(x: Tensor, forth: Bags, back: Bags) -> Tensor:
+    """A sparse matrix times rows (n c), with the transpose at hand for the gradient."""
+    return cast(Tensor, _Apply.apply(x, forth, back))
+
+
 class FixedRows(nn.Module):
     """(b v c) -> (b n c): every new row is a sum of old ones, whatever the features are.
 
@@ -81,7 +86,7 @@ class FixedRows(nn.Module):
                 for name in ("forth", "back")
             )
             self._stacked = key, forth.stacked(b, v), back.stacked(b, self.n)
-        y = cast(Tensor, _Apply.apply(x.reshape(b * v, c), *self._stacked[1:]))
+        y = product(x.reshape(b * v, c), *self._stacked[1:])
         return y.view(b, self.n, c)
 
 

@@ -59,12 +59,12 @@ def spectrum(geometry: Geometry, k: int) -> tuple[Array, Array, Array]:
         # early that everything after it must be cleared of it again and again.
         shift = SHIFT * 4 * np.pi / mass.sum()
         lap.data /= root[lap.indices] * np.repeat(root, np.diff(lap.indptr))
-        theta, evecs = _largest(_factor((lap + shift * sp.identity(n)).tocsr()), n, k)
+        theta, evecs = _largest(factor((lap + shift * sp.identity(n)).tocsr()), n, k)
         evals = 1.0 / theta - shift
     return np.clip(evals, 0.0, None), evecs / root[:, None], mass
 
 
-def _factor(matrix: sp.csr_matrix) -> Any:
+def factor(matrix: sp.csr_matrix) -> Any:
     """x (n b) -> A^-1 x by a supernodal Cholesky factor of a sparse positive definite A."""
     import cholespy
 
