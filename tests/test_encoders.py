@@ -301,6 +301,27 @@ def test_a_function_is_found_from_its_gradient_and_gradients_of_solutions_are_ri
         faces_of(ShapeBatch.pack([Shape(torch.rand(5, 3), name="cloud")]))
 
 
+def test_turning_every_frame_turns_the_features_of_a_gauge_equivariant_convolution(shapes):
+    from geodl.encoders.gem_cnn import GemConv, Regular, edges_of, turned
+
+    torch.manual_seed(0)
+    batch = ShapeBatch.pack(shapes[:2])
+    n = len(batch.pos)
+    turn = 6.28 * torch.rand(n)
+    before, after = edges_of(batch, 2), edges_of(batch, 2, turn)
+    x = torch.randn(n, 3, 5)
+    conv = GemConv(3, 4, 2, 1, 2)
+    conv.bias.data.normal_()
+    y = conv(x, before)
+    assert y.abs().max() > 0.1
+    torch.testing.assert_close(
+        conv(turned(x, -turn), after), turned(y, -turn), atol=1e-5, rtol=1e-4
+    )
+    assert (conv(x, after) - y).abs().max() > 0.1  # features that did not turn along
+    relu, angle = Regular(2, 7), torch.full((n,), 2 * np.pi / 7)
+    torch.testing.assert_close(relu(turned(x, angle)), turned(relu(x), angle))
+
+
 def test_bfloat16_runs_on_the_cpu(shapes):
     encoder = build("diffusionnet", 3, "whole")
     batch = ShapeBatch.pack(shapes[:2])
