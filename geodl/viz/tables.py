@@ -65,23 +65,33 @@ def bars(data: Any, path: Path) -> None:
 
 
 def cost(data: Any, path: Path) -> None:
-    """The first column against the seconds of an epoch; the larger a dot, the more parameters."""
+    """The first column against the seconds of an epoch; the larger a dot, the more parameters. The
+    rows' names stand beside, the best one first."""
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
     name = data["columns"][0]
     rows = [(r, measured(r["cells"].get(name, {}))) for r in data["rows"]]
     rows = [(r, c) for r, c in rows if c and r["seconds_per_epoch"]]
-    figure = Figure(figsize=(7.5, 4.6))
+    colors = palette(len(rows))
+    figure = Figure(figsize=(9.0, 4.6))
     ax = figure.add_subplot()
-    for (r, cell), color in zip(rows, palette(len(rows)), strict=True):
+    for i in sorted(range(len(rows)), key=lambda i: -rows[i][1]["mean"]):
+        (r, cell), color = rows[i], colors[i]
         x, y = r["seconds_per_epoch"], cell["mean"]
         size = 12 + 60 * np.sqrt(r["parameters"] / 1e6) if isinstance(r["parameters"], int) else 30
         ax.errorbar(x, y, cell["std"] or 0.0, color=color, lw=1)
-        ax.scatter([x], [y], s=size, color=color, alpha=0.8)
-        ax.annotate(r["name"], (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+        ax.scatter([x], [y], s=size, color=color, alpha=0.8, label=f"{y:.1f}  {r['name']}")
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("seconds per epoch, one thread")
     ax.set_ylabel(f"{name}, {_unit(data['rows'])}")
-    ax.margins(x=0.18, y=0.08)
-    ax.grid(alpha=0.3, which="both")
+    ax.margins(x=0.08, y=0.08)
+    ax.grid(alpha=0.3)
+    legend: Any = ax.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for handle in legend.legend_handles:
+        handle.set_sizes([30])
     ax.set_title(data["title"], fontsize=10)
     save(figure, path)
 
