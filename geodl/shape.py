@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from geodl.errors import UserError
 from geodl.spec import Field
 
 
@@ -289,6 +290,14 @@ class ShapeBatch:
     def sizes(self) -> list[int]:
         """Vertices of every shape."""
         return self.counts["vertex"]
+
+    def need_faces(self, why: str, instead: str) -> None:
+        """Raises UserError where a shape is a point cloud."""
+        if 0 in (faces := self.counts["face"]):
+            raise UserError(
+                f"{self.names[faces.index(0)]} is a point cloud, but this encoder {why}: give "
+                f"meshes, or take encoder={instead}."
+            )
 
     def rows(self, name: str) -> list[Tensor]:
         """One of the operators, shape by shape; indices count from the shape's own elements."""

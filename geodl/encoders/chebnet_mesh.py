@@ -20,11 +20,7 @@ from geodl.spec import DataSpec, Out
 def edges(batch: ShapeBatch) -> tuple[Bags, Bags]:
     """-D^(-1/2) A D^(-1/2) of the batch's edges, and its transpose (which is itself), made once."""
     if "edges" not in batch.cache:
-        if not len(batch.face):
-            raise UserError(
-                f"{batch.names[0]} is a point cloud, but this encoder follows the edges of meshes: "
-                "give meshes, or take encoder=dgcnn."
-            )
+        batch.need_faces("follows the edges of meshes", "dgcnn")
         n, face = len(batch.pos), batch.face
         pairs = torch.cat([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]])
         pairs = torch.cat([pairs, pairs.flip(1)])

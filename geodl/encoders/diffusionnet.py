@@ -223,7 +223,9 @@ class DiffusionNet(Encoder):
         time: the same diffusion time for all channels instead of learned ones (the ablation), in
             squared units of the shape.
         gradient: use gradient features; "cao": those of the code of ULRSSM and its family, whose
-            weights mean something else (two definitions are in circulation).
+            weights mean something else (two definitions are in circulation). They depend on how
+            tangent frames are turned, so a turned shape gets other answers where its operators are
+            made anew, which test=rotated does not do.
         rotation: let them rotate the gradients (needs consistently oriented normals).
     """
 

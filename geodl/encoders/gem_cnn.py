@@ -42,11 +42,7 @@ def edges_of(batch: ShapeBatch, rings: int, turn: Tensor | None = None) -> Edges
     Raises:
         UserError: it holds point clouds.
     """
-    if not len(batch.face):
-        raise UserError(
-            f"{batch.names[0]} is a point cloud, but this encoder follows the edges of meshes: "
-            "give meshes, or take encoder=dgcnn."
-        )
+    batch.need_faces("follows the edges of meshes", "dgcnn")
     pos, face, n = batch.pos.detach().double(), batch.face, len(batch.pos)
     corners = pos[face]
     sides = torch.stack([corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners])

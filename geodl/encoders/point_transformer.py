@@ -137,6 +137,7 @@ class PointTransformer(Encoder):
     counts = (
         Count(7_767_729, {}, 6, "vertex", 13),
         Count(2_154_000, {"blocks": [1, 2, 2, 2, 2]}, 6, "whole", 40),
+        Count(3_262_872, {"blocks": [1, 2, 3, 5, 2]}, 6, "whole", 40),
     )
 
     def __init__(
@@ -154,6 +155,11 @@ class PointTransformer(Encoder):
         super().__init__(in_channels, spec, out)
         if not len(widths) == len(blocks) == len(strides) == len(k) > 0 or min(blocks) < 1:
             raise UserError("encoder.widths, blocks, strides and k need one number per level.")
+        if out != "whole" and strides[0] != 1:
+            raise UserError(
+                f"encoder.strides={list(strides)} must begin with 1, since this task wants an "
+                "answer for every point."
+            )
         if any(w % SHARE for w in widths):
             raise UserError(f"encoder.widths={list(widths)} must be multiples of {SHARE}.")
         self.needs = Needs.of(Points(points) if points else None)

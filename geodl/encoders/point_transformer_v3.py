@@ -104,7 +104,8 @@ class SparseConv(nn.Module):
         total = x.new_zeros(len(x), self.weight.shape[2])
         for offset, weight in enumerate(self.weight):
             there = (index[:, offset] >= 0).nonzero()[:, 0]
-            total = total.index_add(0, there, x[index[there, offset]] @ weight)
+            rows = x[index[there, offset]] @ weight
+            total = total.index_add(0, there, rows.to(total))
         return total if self.bias is None else total + self.bias
 
 
@@ -215,12 +216,17 @@ class PointTransformerV3(Encoder):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(in_channels, spec, out)
-        same = len(depths) == len(channels) == len(heads)
-        up = len(up_depths) == len(up_channels) == len(up_heads) == len(channels) - 1
-        if not same or not (up or out == "whole"):
+        same = len(depths) == len(channels) == len(heads) > 0
+        up = len(up_depths) == len(up_channels) == len(up_heads)
+        if not (same and up and (len(up_heads) == len(heads) - 1 or out == "whole")):
             raise UserError(
                 "encoder.depths, channels and heads need one number per level, up_depths, "
                 "up_channels and up_heads one less."
+            )
+        if not in_channels or cell <= 0 or not 0 <= drop < 1:
+            raise UserError(
+                f"encoder.cell={cell} must be positive, encoder.drop={drop} less than 1, and there "
+                "must be features, such as features=xyz."
             )
         if any(c % h for c, h in zip([*channels, *up_channels], [*heads, *up_heads], strict=True)):
             raise UserError(

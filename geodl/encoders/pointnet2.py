@@ -150,6 +150,7 @@ class PointNet2(Encoder):
         Count(1_747_368, {"form": "msg"}, 0, "whole", 40),
         Count(1_747_848, {"form": "msg"}, 3, "whole", 40),
         Count(1_411_250, {"use_category": True}, 3, "vertex", 50),
+        Count(1_740_958, {"form": "msg", "use_category": True}, 3, "vertex", 50),
         Count(1_741_822, {"form": "msg", "use_category": True}, 6, "vertex", 50),
     )
 

@@ -46,13 +46,13 @@ class Block(nn.Module):
         )
         self.layer_scales = nn.ParameterList(torch.ones(width) for _ in range(2))
 
-    def forward(self, x: Tensor, faces: Faces) -> Tensor:
+    def forward(self, x: Tensor, faces: Faces, batch: ShapeBatch) -> Tensor:
         g = faces.grad(x)
         phase, size = self.modulation(faces.to_faces(x)).chunk(2, dim=1)
         size = F.softplus(size) + 1e-8
         cos, sin = size * phase.cos(), size * phase.sin()
         y = self.mix(torch.stack([g[0] * cos - g[1] * sin, g[0] * sin + g[1] * cos]))
-        u = faces.poisson(y)
+        u = faces.poisson(y, batch)
         inner = (self.products(y) * g).sum(0)
         inner = torch.tanh(faces.to_vertices(inner) * self.scale)
         x = x + self.layer_scales[0] * self.mlps[0](torch.cat([x, u, inner], dim=1))
@@ -100,7 +100,7 @@ class PoissonNet(Encoder):
         faces = faces_of(batch)
         x = self.first(x)
         for block in self.blocks:
-            x = block(x, faces)
+            x = block(x, faces, batch)
         if self.out == "whole":
             return Encoding(whole=batch.mean(x, faces.mass))
         return self.elements(x, batch)

@@ -43,11 +43,12 @@ class ChebConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, v, c = x.shape
-        terms = [x.transpose(0, 1).reshape(v, b * c)]
-        if self.order > 1:
-            terms.append(torch.sparse.mm(self.lap, terms[0]))
-        for _ in range(2, self.order):
-            terms.append(2 * torch.sparse.mm(self.lap, terms[-1]) - terms[-2])
+        terms = [x.float().transpose(0, 1).reshape(v, b * c)]
+        with torch.autocast(x.device.type, enabled=False):  # no sparse products in bfloat16
+            if self.order > 1:
+                terms.append(torch.sparse.mm(self.lap, terms[0]))
+            for _ in range(2, self.order):
+                terms.append(2 * torch.sparse.mm(self.lap, terms[-1]) - terms[-2])
         stacked = torch.stack([t.view(v, b, c) for t in terms], dim=2)  # (v b k c)
         return self.linear(stacked.flatten(2)).transpose(0, 1)
 

@@ -28,9 +28,11 @@ def functional_map(
         if resolvent is None
         else resolvent_mask(source, target, resolvent)
     )
-    left = (a @ a.mT)[:, None] + weight * torch.diag_embed(mask)
-    right = (a @ b.mT).mT[..., None]  # (n i k 1)
-    return torch.linalg.solve(left, right)[..., 0]
+    with torch.autocast(a.device.type, enabled=False):
+        a, b = a.to(mask), b.to(mask)
+        left = (a @ a.mT)[:, None] + weight * torch.diag_embed(mask)
+        right = (a @ b.mT).mT[..., None]  # (n i k 1)
+        return torch.linalg.solve(left, right)[..., 0]
 
 
 def resolvent_mask(source: Tensor, target: Tensor, gamma: float) -> Tensor:

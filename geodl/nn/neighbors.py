@@ -1,4 +1,4 @@
-"""Neighbourhoods in the step: plain torch, on any device, deterministic.
+"""Neighbourhoods in the step: plain torch, on any device; deterministic (``means`` on CPUs).
 
 Rows are packed: those of all shapes of a batch one after the other, ``sizes`` says how many each
 has. Results are numbers of rows of the packed tensor. Pairwise values are computed shape by shape
@@ -23,8 +23,11 @@ BLOCK = 2**18  # entries of a block of pairwise values: 1 MB in single precision
 def nearest(points: Tensor, among: Tensor) -> Tensor:
     """For every point (n c) the number (n) of the nearest row of ``among`` (m c).
     ``geodl.ops.neighbors.nearest`` is the same in double precision, for few columns."""
-    half = 0.5 * among.square().sum(1)
-    return torch.cat([(half - part @ among.T).argmin(1) for part in _blocks(points, len(among))])
+    with torch.autocast(points.device.type, enabled=False):  # eight bits order no neighbours
+        points, among = points.float(), among.float()
+        half = 0.5 * among.square().sum(1)
+        parts = _blocks(points, len(among))
+        return torch.cat([(half - part @ among.T).argmin(1) for part in parts])
 
 
 def knn(
@@ -40,11 +43,9 @@ def knn(
     if among is None or others is None:
         among, others = points, sizes
     found: list[Tensor] = []
-    for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
-        half = 0.5 * rows.square().sum(1)
+    for some, rows, start in _pairs(points, sizes, among, others):
         least = min(k, len(rows))
-        for part in _blocks(some, len(rows)):
-            gap = torch.addmm(half, part, rows.T, alpha=-1)
+        for gap in _gaps(some, rows):
             index = gap.topk(least, dim=1, largest=False).indices + start
             found.append(index if least == k else index.repeat(1, -(-k // least))[:, :k])
     return torch.cat(found)
@@ -62,13 +63,10 @@ def ball(
     own order, and the first of them again where there are fewer (PointNet++'s ball query). A point
     that has none gets the nearest row."""
     found: list[Tensor] = []
-    for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
-        half = 0.5 * (rows.square().sum(1) - radius**2)
-        column = torch.arange(k, device=points.device)
-        for part in _blocks(some, len(rows)):
-            # |a - b|^2 - r^2, halved
-            gap = torch.addmm(half, part, rows.T, alpha=-1) + 0.5 * part.square().sum(1)[:, None]
-            inside = gap <= 0
+    column = torch.arange(k, device=points.device)
+    for some, rows, start in _pairs(points, sizes, among, others):
+        for gap in _gaps(some, rows):
+            inside = gap <= radius**2 / 2
             empty = ~inside.any(1)
             if empty.any():
                 inside[empty, gap[empty].argmin(1)] = True
@@ -90,13 +88,11 @@ def within(
     """The rows (n k) of ``among`` (m 3) nearer than ``radius`` to every point (n 3), nearest first,
     at most k; -1 where there are fewer. The last columns may be all -1 and are left out."""
     found: list[Tensor] = []
-    for some, rows, start in _pairs(points.detach(), sizes, among.detach(), others):
-        half = 0.5 * (rows.square().sum(1) - radius**2)
+    for some, rows, start in _pairs(points, sizes, among, others):
         least = min(k, len(rows))
-        for part in _blocks(some, len(rows)):
-            gap = torch.addmm(half, part, rows.T, alpha=-1) + 0.5 * part.square().sum(1)[:, None]
+        for gap in _gaps(some, rows):
             gap, index = gap.topk(least, dim=1, largest=False)
-            index = torch.where(gap < 0, index + start, -1)
+            index = torch.where(gap < radius**2 / 2, index + start, -1)
             found.append(F.pad(index, (0, k - least), value=-1))
     index = torch.cat(found)
     return index[:, : max(1, int((index >= 0).sum(1).max()))]
@@ -187,6 +183,18 @@ def _blocks(points: Tensor, columns: int) -> tuple[Tensor, ...]:
 def _pairs(
     points: Tensor, sizes: Sequence[int], among: Tensor, others: Sequence[int]
 ) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Shape by shape: its points, its rows, and where these begin."""
+    """Shape by shape: its points, its rows, both from the first row on, and where these begin."""
     starts = itertools.accumulate(others, initial=0)
-    return zip(points.split(list(sizes)), among.split(list(others)), starts, strict=False)
+    parts = points.detach().float().split(list(sizes)), among.detach().float().split(list(others))
+    for some, rows, start in zip(*parts, starts, strict=False):
+        yield some - rows[:1], rows - rows[:1], start
+
+
+def _gaps(points: Tensor, rows: Tensor) -> Iterator[Tensor]:
+    """Half the squared distances of points (n c) to rows (m c), in blocks; in single precision
+    whatever a layer computes in, since eight bits order no neighbours."""
+    with torch.autocast(points.device.type, enabled=False):
+        half = 0.5 * rows.square().sum(1)
+        for part in _blocks(points, len(rows)):
+            own = 0.5 * part.square().sum(1, keepdim=True)
+            yield torch.addmm(half, part, rows.T, alpha=-1) + own

@@ -5,6 +5,7 @@ A tangent vector of a face is a complex number, in the frame whose real axis is 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from geodl.errors import UserError
 from geodl.nn.rows import both_ways, product
 from geodl.ops.spectrum import factor
 from geodl.shape import ShapeBatch
@@ -26,11 +26,7 @@ class Faces:
     corners, the Poisson solver. One factor for all shapes, whose matrices are blocks of one."""
 
     def __init__(self, batch: ShapeBatch) -> None:
-        if not len(batch.face):
-            raise UserError(
-                f"{batch.names[0]} is a point cloud, but this encoder solves equations on "
-                "triangles: give meshes, or take encoder=diffusionnet."
-            )
+        batch.need_faces("solves equations on triangles", "diffusionnet")
         pos, face = batch.pos.detach().double(), batch.face
         p0, p1, p2 = pos[face].unbind(1)
         l0, l1, l2 = ((a - b).norm(dim=1) for a, b in ((p2, p1), (p0, p2), (p1, p0)))
@@ -50,8 +46,8 @@ class Faces:
         area = double / 2
         self.area = area.float()
         self.sum = pos.new_zeros(n).index_add(0, corner, (area / 3).repeat_interleave(3)).float()
-        self.mass = self.sum + 1e-8 * self.sum.mean()
-        self._value, self._batch = value, batch
+        self.mass = self.sum + 1e-8 * batch.spread(batch.mean(self.sum[:, None]))[:, 0]
+        self._value, self._face = value.flatten(), corner
 
     def grad(self, x: Tensor) -> Tensor:
         """(v c) -> (2 f c): real and imaginary parts."""
@@ -67,24 +63,23 @@ class Faces:
         total = product(y * (self.area / 3)[:, None], back, forth)
         return total / self.sum.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
 
-    def poisson(self, y: Tensor) -> Tensor:
-        """The function (v c), of mean 0 on every shape, whose gradient is nearest to y (2 f c)."""
+    def poisson(self, y: Tensor, batch: ShapeBatch) -> Tensor:
+        """The function (v c), of mean 0 on every shape of the batch, whose gradient is nearest to
+        y (2 f c)."""
         forth, back = self.gradient
         divergence = product((y * self.area[:, None]).flatten(0, 1), back, forth)
-        u = _Solve.apply(divergence, self._solver())
-        return u - self._batch.spread(self._batch.mean(u, self.mass))
+        u = _Solve.apply(divergence, self._solver)
+        return u - batch.spread(batch.mean(u, self.mass))
 
+    @functools.cached_property
     def _solver(self) -> Any:
-        if "poisson" not in self._batch.cache:
-            n, f = len(self.mass), len(self.area)
-            ends = np.arange(0, 6 * f + 1, 3)
-            columns = np.tile(self._batch.face.flatten().cpu().numpy(), 2)
-            values = self._value.flatten().cpu().numpy()
-            gradient = sp.csr_matrix((values, columns, ends), (2 * f, n))
-            area = sp.diags(np.tile(self.area.double().cpu().numpy(), 2))
-            system = gradient.T @ area @ gradient + EPS * sp.identity(n)
-            self._batch.cache["poisson"] = factor(system.tocsr())
-        return self._batch.cache["poisson"]
+        n, f = len(self.mass), len(self.area)
+        ends = np.arange(0, 6 * f + 1, 3)
+        columns = np.tile(self._face.cpu().numpy(), 2)
+        gradient = sp.csr_matrix((self._value.cpu().numpy(), columns, ends), (2 * f, n))
+        area = sp.diags(np.tile(self.area.double().cpu().numpy(), 2))
+        system = gradient.T @ area @ gradient + EPS * sp.identity(n)
+        return factor(system.tocsr())
 
 
 def faces_of(batch: ShapeBatch) -> Faces:

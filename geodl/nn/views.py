@@ -29,7 +29,9 @@ def depth_images(batch: ShapeBatch, camera: Tensor, size: int) -> Tensor:
     """(b views size size): how near the nearest point in each pixel is, from BACK to 1. Every shape
     fills the image up to its bounding sphere; a point is a disc as large as the mean distance
     between points asks for. Memory: points times views times the disc's pixels, shape by shape."""
-    return torch.stack([_image(p, camera, size) for p in batch.pos.detach().split(batch.sizes)])
+    parts = batch.pos.detach().float().split(batch.sizes)
+    with torch.autocast(batch.pos.device.type, enabled=False):
+        return torch.stack([_image(p, camera, size) for p in parts])
 
 
 def _image(pos: Tensor, camera: Tensor, size: int) -> Tensor:

@@ -88,9 +88,11 @@ def table(cfg: DictConfig) -> str:
         words = [*hydra.overrides.hydra, *chosen]
         found: list[dict[str, Any]] = []
         if before := _before(todo, extra):
-            launch(before, words, [])
+            begun: list[dict[str, Any]] = []
+            launch(before, words, begun)
+            failed = summary(begun)
         launch([list(job.words) for job in todo], words, found)
-        failed = summary(found)
+        failed += summary(found)
     if cfg.paths.ledger:  # for the other machines that share it, runs of before included
         for job in work:
             record.to_ledger(record.run_folder(job.cfg), Path(cfg.paths.ledger).expanduser())
@@ -112,7 +114,7 @@ def _before(todo: Sequence[Job], extra: Sequence[str]) -> list[list[str]]:
     found: dict[str, list[str]] = {}
     for job in todo:
         start = record.start_of(job.cfg)
-        if start is not None and record.finished(start) is None:
+        if start is not None and record.weights_of(start) is None:
             words = [*str(job.cfg.init).split(), *extra, f"seed={job.seed}"]
             found[record.run_name(start)] = words
     return list(found.values())

@@ -254,6 +254,9 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
             if not value >= (1 if counts else 0):  # NaN as well
                 least = "1 or more" if counts else "0 or more"
                 raise UserError(f"{place}.{key}={value} must be {least}.")
+        counts = isinstance(value, list) and _whole(parameters[key].default)
+        if counts and not all(isinstance(x, int) and x >= 1 for x in cast("list[Any]", value)):
+            raise UserError(f"{place}.{key}={value} must hold whole numbers of 1 or more.")
         if key not in hints or _has_nodes(value):
             continue
         if is_dataclass(hints[key]) and isinstance(value, dict):
@@ -264,6 +267,15 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
             wanted = str(parameters[key].annotation).replace("typing.", "")
             raise UserError(f"{place}.{key}={value} is not of type {wanted}.")
     return groups
+
+
+def _whole(default: Any) -> bool:
+    """Whether a default is a list of positive whole numbers."""
+    return (
+        isinstance(default, (tuple, list))
+        and bool(default)
+        and all(type(x) is int and x > 0 for x in cast("tuple[Any, ...]", default))
+    )
 
 
 def _has_nodes(value: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,9 +86,8 @@ def _without_learning(cfg: DictConfig) -> tuple[Task, Preprocess]:
             "has nothing to learn is experiment=faust_r/wks, which matches two meshes."
         )
     given = OmegaConf.to_container(cfg.data.get("preprocess") or OmegaConf.create())
-    known = {k: v for k, v in cast("dict[str, Any]", given).items() if v is not None}
-    known["on_defect"] = "repair"
-    return build_task(cfg, DataSpec(landmarks=0)), Preprocess(**known)
+    process = Preprocess(**cast("dict[str, Any]", given))
+    return build_task(cfg, DataSpec(landmarks=0)), replace(process, on_defect="repair")
 
 
 def _listed(given: Any) -> list[Any]:

@@ -59,6 +59,7 @@ SHARED = (
 )
 FIRST = {"ops": 4, "data.creatures": 3}  # others began with 1
 NOT_HASHED_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "deterministic")
+WEIGHTS = (".ckpt", ".pth", ".pt", ".safetensors")
 FORMAT = 2  # of checkpoints and result.json
 
 
@@ -104,13 +105,22 @@ def start_of(cfg: DictConfig) -> DictConfig | None:
     """The run that ``init`` names by the words of its command, of the same seed; None if it names
     a file."""
     words = str(cfg.init or "").split()
-    if not any("=" in word for word in words) or Path(str(cfg.init)).expanduser().exists():
+    file = Path(str(cfg.init)).expanduser()
+    if not any("=" in word for word in words) or file.exists() or file.suffix in WEIGHTS:
         return None
     from geodl.runs.compose import compose
 
     start = compose([*words, f"seed={cfg.seed}"])
-    start.paths = cfg.paths
+    start.paths, start.threads = cfg.paths, cfg.threads
     return start
+
+
+def weights_of(cfg: DictConfig) -> Path | None:
+    """The last checkpoint of a finished run; None if it is not there (an entry of a ledger has
+    none)."""
+    folder = run_folder(cfg)
+    done = (read_result(folder) or {}).get("status") == "done"
+    return folder / "last.ckpt" if done and (folder / "last.ckpt").is_file() else None
 
 
 @functools.cache

@@ -220,12 +220,14 @@ def _start(cfg: DictConfig, task: Task) -> None:
         start = record.start_of(cfg)
         if start is None:
             initialise(task, cfg.init)
-        elif record.finished(start) is None:
+        elif (file := record.weights_of(start)) is None:
+            threads = "" if cfg.threads == 1 else f" threads={cfg.threads}"
             raise UserError(
-                f"init={cfg.init}: this run is not there yet: geodl {cfg.init} seed={cfg.seed}"
+                f"init={cfg.init}: this run is not there yet: geodl {cfg.init} "
+                f"seed={cfg.seed}{threads}"
             )
         else:
-            initialise(task, str(record.run_folder(start) / "last.ckpt"))
+            initialise(task, str(file))
 
 
 def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: History) -> None:

@@ -81,6 +81,10 @@ class Classification(Task):
         mean = torch.stack([v.output.float().softmax(1) for v in votes]).mean(0)
         return Prediction(mean.clamp(min=1e-12).log(), votes[0].losses)
 
+    def probabilities(self, output: Tensor) -> Tensor:
+        """(b classes)."""
+        return output.softmax(1)
+
     def make_meters(self) -> dict[str, Metric]:
         n = self.outputs
         return {
@@ -109,7 +113,7 @@ class Classification(Task):
         batch = ShapeBatch.pack([shape.ready]).to(self.device)
         with torch.no_grad():
             logits = self.predict_eval(batch).output.float().cpu()
-        probability = logits.softmax(1)[0].numpy()
+        probability = self.probabilities(logits)[0].numpy()
         best = int(probability.argmax())
         label, p = self.spec.classes[best], float(probability[best])
         pos, face = shape.raw.pos.numpy(), shape.raw.face.numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -79,7 +79,7 @@ class Matching(Task):
         nearest: at test time, begin with the vertex of the nearest descriptor, made smooth by one
             functional map, instead of the functional map of the descriptors.
         adapt: at test time, so many steps of the losses without correspondence on each pair, from
-            the trained weights each time.
+            the trained weights each time (Adam, learning rate 0.001).
         refine: null, "icp" or "zoomout", of the map at test time.
         zoomout: size of the map after refinement; it grows by ``step``.
         geodesic: "dijkstra", "exact" or "heat", and every how-many-th template point is measured.
@@ -147,11 +147,14 @@ class Matching(Task):
         super().__init__(setup)
         if form == "categorical" and not self.encoder.learns:
             raise UserError("encoder=identity learns nothing: use task.form=fmap.")
-        if adapt and (form != "fmap" or not set(weights) - {"supervised"}):
+        free = form == "fmap" and self.encoder.learns and set(weights) - {"supervised"}
+        if adapt and not free:
             raise UserError(
-                "task.adapt needs task.form=fmap and losses without correspondence (bijectivity, "
-                "orthogonality, commutativity or alignment)."
+                "task.adapt needs task.form=fmap, an encoder that learns, and losses without "
+                "correspondence (bijectivity, orthogonality, commutativity or alignment)."
             )
+        if (tau is not None and tau <= 0) or (resolvent is not None and resolvent <= 0):
+            raise UserError(f"task.tau={tau} and task.resolvent={resolvent} must be positive.")
         if self.encoder.needs.find(Points):
             raise UserError("task=matching maps the shapes' own vertices: set encoder.points=null.")
         spectrum = (super().needs | Needs.of(Spectrum(k))).find(Spectrum)
@@ -231,7 +234,7 @@ class Matching(Task):
             to_fmap(nearest(F.normalize(y, dim=1), F.normalize(x, dim=1)), a, b, m)
             for x, y, a, b, m in columns
         ]
-        return Prediction(torch.stack(maps), prediction.losses)
+        return replace(prediction, output=torch.stack(maps))
 
     def _adapted(self, batch: GroupBatch) -> Prediction:
         """The prediction after some steps on this pair alone; the weights stay as they were."""
@@ -240,9 +243,9 @@ class Matching(Task):
         with torch.enable_grad():
             optimizer = torch.optim.Adam(self.parameters(), lr=1e-3)
             for _ in range(self.adapt):
-                losses = self.losses(self.predict(batch), batch)
+                losses = self.free_losses(self.predict(batch), batch)
                 optimizer.zero_grad()
-                torch.stack([v for n, v in losses.items() if n != "supervised"]).sum().backward()
+                torch.stack(list(losses.values())).sum().backward()
                 optimizer.step()
         prediction = self.predict(batch)
         self.load_state_dict(before)
@@ -257,15 +260,21 @@ class Matching(Task):
             rows, marks = prediction.output, batch.target.landmark
             names = torch.arange(self.outputs, device=rows.device).repeat(len(batch))
             return {"cross_entropy": F.cross_entropy(rows[marks], names)}
+        found: dict[str, Tensor] = {}
+        if "supervised" in self.weights:
+            gap = (prediction.output - self.true_maps(batch)).square().mean()
+            found["supervised"] = self.weights["supervised"] * gap
+        return found | self.free_losses(prediction, batch) | prediction.losses
+
+    def free_losses(self, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:
+        """The losses that need no correspondence, weighted."""
+        assert isinstance(prediction, MapPrediction)
         c = prediction.output
         found: dict[str, Tensor] = {}
         eye = torch.eye(self.k, device=c.device)
-        if "supervised" in self.weights:
-            found["supervised"] = (c - self.true_maps(batch)).square().mean()
         if "bijectivity" in self.weights:
-            own = prediction if isinstance(prediction, MapPrediction) else self.predict(batch)
-            assert isinstance(own, MapPrediction) and own.coefficients is not None
-            a_hat, b_hat = own.coefficients
+            assert prediction.coefficients is not None
+            a_hat, b_hat = prediction.coefficients
             back = self._solved(b_hat, a_hat, batch.target, batch.source)
             found["bijectivity"] = (back @ c - eye).square().mean()
         if "orthogonality" in self.weights:
@@ -275,7 +284,7 @@ class Matching(Task):
             # Relative to the largest eigenvalue, so that the weight means the same for all shapes.
             gap = (c * source[:, None] - target[:, :, None] * c) / source[:, -1, None, None]
             found["commutativity"] = gap.square().mean()
-        if "alignment" in self.weights and isinstance(prediction, MapPrediction):
+        if "alignment" in self.weights:
             assert prediction.descriptors is not None
             columns = zip(
                 *prediction.descriptors,
@@ -286,7 +295,7 @@ class Matching(Task):
             )
             soft = torch.stack([soft_fmap(*column, self.tau) for column in columns])
             found["alignment"] = (c - soft).square().mean()
-        return {n: self.weights[n] * v for n, v in found.items()} | prediction.losses
+        return {n: self.weights[n] * v for n, v in found.items()}
 
     def true_maps(self, batch: GroupBatch) -> Tensor:
         """C (b k k) of the true correspondence: evecs_source C^T = evecs_target at the landmarks,
@@ -426,8 +435,15 @@ class Matching(Task):
                 )
         pairs = zip(self.inputs, shapes, strict=True)
         batch = GroupBatch(**{n: ShapeBatch.pack([s.ready]) for n, s in pairs}).to(self.device)
+        for shape in shapes:
+            wanted = self.zoomout if self.refine == "zoomout" else self.k
+            if self.form == "fmap" and len(shape.ready.pos) <= wanted:
+                raise UserError(
+                    f"{shape.name} has {len(shape.ready.pos)} vertices, too few for {wanted} "
+                    "eigenfunctions: give a finer mesh, or lower task.k and task.zoomout."
+                )
         with torch.no_grad():
-            found = self.maps(self.predict(batch), batch)[0].cpu().numpy()
+            found = self.maps(self.predict_eval(batch), batch)[0].cpu().numpy()
         source, target = shapes
         color = viz.position_color(source.placed.pos.numpy())
         for name, shape, own in zip(self.inputs, shapes, (color, color[found]), strict=True):

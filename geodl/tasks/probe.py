@@ -25,7 +25,8 @@ class Probe(Classification):
     ``init=`` for an encoder that has learned something. Without it, the untrained encoder is
     judged, which is the number to compare with.
 
-    Metrics: ``acc``; with ``shots``, the mean over draws, and their deviation ``acc_std``.
+    Metrics: ``acc``; with ``shots``, the mean over draws, and their deviation ``acc_std``
+    (``class_acc`` and the confusion are those of all draws' mean probability).
 
     Args:
         shots: training shapes per class, drawn; null: all of them.
@@ -50,7 +51,7 @@ class Probe(Classification):
         return nn.Linear(self.encoder.summary_channels, self.draws * self.outputs)
 
     def predict(self, batch: ShapeBatch) -> Prediction:
-        """Logits (b classes), of the draws the mean; ``Prediction.output`` of draws: (b d*c)."""
+        """Logits (b draws*classes)."""
         return Prediction(self.head(self.encoder.summary(self.features(batch), batch)))
 
     @torch.no_grad()
@@ -91,8 +92,8 @@ class Probe(Classification):
         target = batch.category[:, None].expand(-1, self.draws).reshape(-1)
         return {"cross_entropy": F.cross_entropy(logits.flatten(0, 1), target)}
 
-    def predict_eval(self, batch: ShapeBatch) -> Prediction:
-        return self.predict(batch)
+    def probabilities(self, output: Tensor) -> Tensor:
+        return output.view(len(output), self.draws, self.outputs).softmax(2).mean(1)
 
     def make_meters(self) -> dict[str, Metric]:
         n = self.outputs
@@ -104,7 +105,7 @@ class Probe(Classification):
         logits = prediction.output.view(len(batch), self.draws, self.outputs)
         for i in range(self.draws):
             meters[f"draw{i}"].update(logits[:, i], batch.category)
-        prediction.output = logits.log_softmax(2).mean(1)
+        prediction.output = self.probabilities(prediction.output)
         for name in ("acc", "confusion"):
             meters[name].update(prediction.output, batch.category)
 
