@@ -35,6 +35,8 @@ from geodl.spec import DataSpec, Gradient, Laplacian, Mass, Needs, Points, Spect
 STORED = Path(__file__).parent / "fixtures" / "versions.json"
 NARROW = ["encoder=diffusionnet", "encoder.width=8", "encoder.blocks=1", "encoder.k_eig=32"]
 CLASSES = ["data.size=tiny", "encoder.points=64", "batch_size=5"]
+TOKENS = ["data.size=tiny", "features=none", "encoder=transformer", "encoder.count=8"]
+TOKENS += ["encoder.k=8", "encoder.width=16", "encoder.depth=2", "batch_size=5"]
 HEADS = ["task=reconstruction", "data=heads", "data.size=tiny", "task.latent=4"]
 # module -> the command line of a training that goes through it
 TRAININGS = {
@@ -47,6 +49,7 @@ TRAININGS = {
     + ["encoder.channels=[8,8]", "encoder.factors=[4,4]", "decoder.channels=[8,8]"]
     + ["decoder.factors=[4,4]", "encoder.length=[9,9]", "decoder.length=[9,9]"]
     + ["encoder.dilation=[1,1]", "decoder.dilation=[1,1]"],
+    "tasks.masked": [*TOKENS, "task=masked", "task.depth=1"],
     "losses": [
         *HEADS,
         "encoder=pointnet",
@@ -178,6 +181,13 @@ def of_shape(place):
     return summary(batch.pos, batch.face, batch.mean(batch.pos, batch.ops.mass))
 
 
+def of_probe(place):
+    from geodl.tasks.probe import logistic
+
+    torch.manual_seed(0)
+    return summary(*logistic(torch.randn(60, 5), torch.arange(60) % 3, 3, 0.1))
+
+
 def generated(name):
     module = importlib.import_module(f"geodl.data.{name}")
     cls = getattr(module, name.capitalize())
@@ -202,7 +212,9 @@ def parts():
             found[module.removeprefix("geodl.")] = partial(encoded, cls, words)
     found |= {"ops": of_ops, "data.preprocess": of_preprocess, "augment": of_augment}
     found |= {"features": of_features, "schedules": of_schedules, "carry": of_carry}
-    found |= {"shape": of_shape} | {f"data.{n}": generated(n) for n in ("creatures", "heads")}
+    found |= {"shape": of_shape, "tasks.probe": of_probe} | {
+        f"data.{n}": generated(n) for n in ("creatures", "heads")
+    }
     return found
 
 
