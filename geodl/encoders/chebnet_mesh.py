@@ -12,20 +12,19 @@ from torch.nn import functional as F
 
 from geodl.encoders.base import Encoder, Encoding
 from geodl.errors import UserError
+from geodl.nn.cheb import polynomials
+from geodl.nn.neighbors import edges
 from geodl.nn.rows import Bags, both_ways, product
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Out
 
 
-def edges(batch: ShapeBatch) -> tuple[Bags, Bags]:
+def laplacian_of(batch: ShapeBatch) -> tuple[Bags, Bags]:
     """-D^(-1/2) A D^(-1/2) of the batch's edges, and its transpose (which is itself), made once."""
     if "edges" not in batch.cache:
         batch.need_faces("follows the edges of meshes", "dgcnn")
-        n, face = len(batch.pos), batch.face
-        pairs = torch.cat([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]])
-        pairs = torch.cat([pairs, pairs.flip(1)])
-        key = torch.unique(pairs[:, 0] * n + pairs[:, 1])
-        row, column = key // n, key % n
+        n = len(batch.pos)
+        row, column = edges(batch.face, n)
         degree = torch.bincount(row, minlength=n).clamp(min=1).float()
         weight = -(degree[row] * degree[column]).rsqrt()
         batch.cache["edges"] = both_ways(row, column, weight, (n, n))
@@ -41,11 +40,7 @@ class ChebConv(nn.Module):
         self.linear = nn.Linear(order * in_channels, out_channels)
 
     def forward(self, x: Tensor, laplacian: tuple[Bags, Bags]) -> Tensor:
-        terms = [x]
-        if self.order > 1:
-            terms.append(product(x, *laplacian))
-        for _ in range(2, self.order):
-            terms.append(2 * product(terms[-1], *laplacian) - terms[-2])
+        terms = polynomials(x, lambda y: product(y, *laplacian), self.order)
         return self.linear(torch.cat(terms, dim=1))
 
 
@@ -87,7 +82,7 @@ class MeshChebNet(Encoder):
         self.channels = 128
 
     def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
-        laplacian = edges(batch)
+        laplacian = laplacian_of(batch)
         levels: list[Tensor] = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x, laplacian)))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
+from geodl.nn.neighbors import edges
 from geodl.nn.rows import Bags, both_ways, product
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Out
@@ -52,10 +53,7 @@ def edges_of(batch: ShapeBatch, rings: int, turn: Tensor | None = None) -> Edges
     weighted = (angle[:, :, None] * flat[:, None]).flatten(0, 1)
     normal = F.normalize(torch.zeros_like(pos).index_add(0, face.flatten(), weighted), dim=1)
 
-    pairs = torch.cat([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]])
-    pairs = torch.cat([pairs, pairs.flip(1)])
-    key = torch.unique(pairs[:, 0] * n + pairs[:, 1])
-    p, q = key // n, key % n
+    p, q = edges(face, n)
     step = pos[q] - pos[p]
     distance = step.norm(dim=1)
     # The nearest neighbour's direction, in the tangent plane.
@@ -72,10 +70,9 @@ def edges_of(batch: ShapeBatch, rings: int, turn: Tensor | None = None) -> Edges
 
     after = angle_in(step, p)
     carried = angle_in(_carried(x[q], normal[q], normal[p]), p)
-    longest = torch.stack(
-        [d.amax() if len(d) else d.new_ones(()) for d in distance.split(_counts(p, batch))]
-    )
-    share = distance / longest.repeat_interleave(torch.tensor(_counts(p, batch)).to(p))
+    counts = _counts(p, batch)
+    longest = torch.stack([d.amax() if len(d) else d.new_ones(()) for d in distance.split(counts)])
+    share = distance / longest.repeat_interleave(torch.tensor(counts).to(p))
     places = torch.linspace(0, 1, rings, dtype=share.dtype, device=share.device)
     ring = (1 - (share[:, None] - places).abs() * (rings - 1)).clamp(min=0)
     itself = torch.arange(n, device=p.device)

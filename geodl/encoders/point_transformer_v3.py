@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
+from geodl.nn.attention import kept
 from geodl.nn.mlp import mlp
-from geodl.nn.neighbors import cells, means
+from geodl.nn.neighbors import cells, means, owners
 from geodl.nn.serialize import ORDERS, code
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out, Points
@@ -38,8 +39,7 @@ class Grid:
         """The numbers (n width^3) of the cells around each cell, -1 where there is none."""
         if width not in self.memo:
             bits = DEPTH + 1  # one cell of margin on either side
-            shape = torch.arange(len(self.sizes), device=self.cell.device)
-            shape = shape.repeat_interleave(torch.tensor(self.sizes, device=self.cell.device))
+            shape = owners(self.sizes, self.cell.device)
             reach = range(-(width // 2), width // 2 + 1)
             steps = torch.tensor(list(itertools.product(reach, reach, reach)))
             around = self.cell[:, None] + steps.to(self.cell) + width
@@ -145,14 +145,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, grid: Grid, order: Sequence[int]) -> Tensor:
         x = x + self.mixed(self.position(x, grid))
         curve = order[self.curve % len(order)]
-        x = x + self._kept(self.attention(self.norms[0](x), grid, curve))
-        return x + self._kept(self.mlp(self.norms[1](x)))
-
-    def _kept(self, y: Tensor) -> Tensor:
-        """Stochastic depth, row by row."""
-        if not self.training or not self.drop:
-            return y
-        return y * F.dropout(y.new_ones(len(y), 1), self.drop)
+        y = self.attention(self.norms[0](x), grid, curve)
+        x = x + kept(y, self.drop, self.training)
+        return x + kept(self.mlp(self.norms[1](x)), self.drop, self.training)
 
 
 class Projection(nn.Sequential):
@@ -293,8 +288,7 @@ class PointTransformerV3(Encoder):
                 f"a shape is {int(place.max())} cells of encoder.cell={self.cell} long, more than "
                 f"{2**DEPTH}: take wider cells."
             )
-        shape = torch.arange(len(sizes), device=x.device)
-        shape = shape.repeat_interleave(torch.tensor(sizes, device=x.device)) << 3 * DEPTH
+        shape = owners(sizes, x.device) << 3 * DEPTH
         codes = torch.stack([shape | code(place, DEPTH, name) for name in ORDERS])
         return Grid(place, sizes, codes), means(x, cell, sum(sizes)), cell
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
-from geodl.nn.neighbors import means
+from geodl.nn.neighbors import means, owners
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Out, Points
 
@@ -81,8 +81,7 @@ class VoxNet(Encoder):
         centred = (batch.pos - batch.spread((low + high) / 2)) / batch.spread(span)  # in [-.5, .5]
         inner = r - 2 * MARGIN
         place = ((centred + 0.5) * inner).long().clamp(0, inner - 1) + MARGIN
-        lengths = torch.tensor(batch.sizes, device=x.device)
-        shape = torch.arange(b, device=x.device).repeat_interleave(lengths)
+        shape = owners(batch.sizes, x.device)
         index = ((shape * r + place[:, 0]) * r + place[:, 1]) * r + place[:, 2]
         full, cell = torch.unique(index, return_inverse=True)
         rows = torch.cat([x.new_ones(len(full), 1), means(x, cell, len(full))], dim=1)

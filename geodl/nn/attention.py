@@ -7,6 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def kept(y: Tensor, drop: float, training: bool) -> Tensor:
+    """Stochastic depth: y (n ...) without some of its rows, in training; the others are scaled."""
+    if not training or not drop:
+        return y
+    return y * F.dropout(y.new_ones(len(y), *[1] * (y.dim() - 1)), drop)
+
+
 class Block(nn.Module):
     """x + attention(norm x), then x + MLP(norm x), four times as wide inside; stochastic depth per
     shape (Dosovitskiy et al., ViT). Memory: the square of the number of tokens."""
@@ -27,13 +34,8 @@ class Block(nn.Module):
         rows = self.qkv(self.norms[0](x)).view(b, t, 3, self.heads, -1)
         q, k, v = rows.permute(2, 0, 3, 1, 4)
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, width)
-        x = x + self._kept(self.out(y))
-        return x + self._kept(self.mlp(self.norms[1](x)))
-
-    def _kept(self, y: Tensor) -> Tensor:
-        if not self.training or not self.drop:
-            return y
-        return y * F.dropout(y.new_ones(len(y), 1, 1), self.drop)
+        x = x + kept(self.out(y), self.drop, self.training)
+        return x + kept(self.mlp(self.norms[1](x)), self.drop, self.training)
 
 
 class Blocks(nn.ModuleList):

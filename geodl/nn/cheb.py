@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,6 +29,16 @@ def scaled_laplacian(face: NDArray[np.int64], vertices: int) -> Tensor:
     ).coalesce()
 
 
+def polynomials(x: Tensor, times: Callable[[Tensor], Tensor], order: int) -> list[Tensor]:
+    """T_0(L) x to T_(order-1)(L) x of Chebyshev's polynomials; ``times`` multiplies by L."""
+    terms = [x]
+    if order > 1:
+        terms.append(times(x))
+    for _ in range(2, order):
+        terms.append(2 * times(terms[-1]) - terms[-2])
+    return terms
+
+
 class ChebConv(nn.Module):
     """sum_k theta_k T_k(L) x with k < K (Defferrard et al. 2016). (b v in) -> (b v out)."""
 
@@ -43,12 +55,9 @@ class ChebConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, v, c = x.shape
-        terms = [x.float().transpose(0, 1).reshape(v, b * c)]
+        rows = x.float().transpose(0, 1).reshape(v, b * c)
         with torch.autocast(x.device.type, enabled=False):  # no sparse products in bfloat16
-            if self.order > 1:
-                terms.append(torch.sparse.mm(self.lap, terms[0]))
-            for _ in range(2, self.order):
-                terms.append(2 * torch.sparse.mm(self.lap, terms[-1]) - terms[-2])
+            terms = polynomials(rows, self.lap.mm, self.order)
         stacked = torch.stack([t.view(v, b, c) for t in terms], dim=2)  # (v b k c)
         return self.linear(stacked.flatten(2)).transpose(0, 1)
 

@@ -131,13 +131,26 @@ def _argmax(x: Tensor) -> Tensor:
     return x.argmax(1, keepdim=True)
 
 
+def owners(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """The number of the shape that every row belongs to."""
+    lengths = torch.tensor(list(sizes), device=device)
+    return torch.arange(len(sizes), device=device).repeat_interleave(lengths)
+
+
+def edges(face: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Both ends (e) of the edges of faces (f 3) among n vertices, in both directions, by the
+    first."""
+    pairs = torch.cat([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]])
+    pairs = torch.cat([pairs, pairs.flip(1)])
+    key = torch.unique(pairs[:, 0] * n + pairs[:, 1])
+    return key // n, key % n
+
+
 def cells(pos: Tensor, sizes: Sequence[int], size: float) -> tuple[Tensor, list[int]]:
     """Grid sampling: the number (n) of the occupied cell of width ``size`` in which every point
     lies, counted from 0 through all shapes, and how many cells each shape has."""
-    shape = torch.arange(len(sizes), device=pos.device)
-    lengths = torch.tensor(list(sizes), device=pos.device)
     place = torch.floor(pos.detach() / size).long()
-    keys = torch.cat([shape.repeat_interleave(lengths)[:, None], place], dim=1)
+    keys = torch.cat([owners(sizes, pos.device)[:, None], place], dim=1)
     found, cell = torch.unique(keys, dim=0, return_inverse=True)
     return cell, torch.bincount(found[:, 0], minlength=len(sizes)).tolist()
 

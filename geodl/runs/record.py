@@ -5,6 +5,7 @@ Nothing here imports torch, so that a finished run is skipped in a blink.
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import json
@@ -108,11 +109,17 @@ def start_of(cfg: DictConfig) -> DictConfig | None:
     file = Path(str(cfg.init)).expanduser()
     if not any("=" in word for word in words) or file.exists() or file.suffix in WEIGHTS:
         return None
-    from geodl.runs.compose import compose
-
-    start = compose([*words, f"seed={cfg.seed}"])
+    start = copy.deepcopy(_composed(*words, f"seed={cfg.seed}"))
     start.paths, start.threads = cfg.paths, cfg.threads
     return start
+
+
+@functools.cache
+def _composed(*words: str) -> DictConfig:
+    """Composed once, though the name of a run that begins with it is asked for often."""
+    from geodl.runs.compose import compose
+
+    return compose(words)
 
 
 def weights_of(cfg: DictConfig) -> Path | None:

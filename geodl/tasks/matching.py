@@ -222,19 +222,19 @@ class Matching(Task):
         prediction = self._adapted(batch) if self.adapt else self.predict(batch)
         if not self.nearest or not isinstance(prediction, MapPrediction):
             return prediction
-        assert prediction.descriptors is not None
-        columns = zip(
-            *prediction.descriptors,
-            evecs(batch.source, self.k),
-            evecs(batch.target, self.k),
-            masses(batch.target),
-            strict=True,
-        )
         maps = [
             to_fmap(nearest(F.normalize(y, dim=1), F.normalize(x, dim=1)), a, b, m)
-            for x, y, a, b, m in columns
+            for x, y, a, b, m in self._columns(prediction, batch)
         ]
         return replace(prediction, output=torch.stack(maps))
+
+    def _columns(
+        self, prediction: MapPrediction, batch: GroupBatch
+    ) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+        """Pair by pair: descriptors and eigenfunctions of both shapes, masses of the target."""
+        assert prediction.descriptors is not None
+        bases = (evecs(s, self.k) for s in (batch.source, batch.target))
+        return zip(*prediction.descriptors, *bases, masses(batch.target), strict=True)
 
     def _adapted(self, batch: GroupBatch) -> Prediction:
         """The prediction after some steps on this pair alone; the weights stay as they were."""
@@ -285,14 +285,7 @@ class Matching(Task):
             gap = (c * source[:, None] - target[:, :, None] * c) / source[:, -1, None, None]
             found["commutativity"] = gap.square().mean()
         if "alignment" in self.weights:
-            assert prediction.descriptors is not None
-            columns = zip(
-                *prediction.descriptors,
-                evecs(batch.source, self.k),
-                evecs(batch.target, self.k),
-                masses(batch.target),
-                strict=True,
-            )
+            columns = self._columns(prediction, batch)
             soft = torch.stack([soft_fmap(*column, self.tau) for column in columns])
             found["alignment"] = (c - soft).square().mean()
         return {n: self.weights[n] * v for n, v in found.items()}
