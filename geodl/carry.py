@@ -15,8 +15,6 @@ from geodl.ops.neighbors import nearest, surface_nearest
 from geodl.shape import Shape
 from geodl.spec import LABELS, MESH, Field, item_seed
 
-EDGE = Field("edge", "index", into="vertex")
-
 
 def carried(shape: Shape, pos: NDArray[Any], face: NDArray[Any], label_on: str) -> Shape:
     """Another triangulation of the shape. Labels come from the nearest point on the old surface:

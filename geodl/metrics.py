@@ -73,7 +73,8 @@ class PartIoU(Metric):
 
 
 class BodyAccuracy(Metric):
-    """The three accuracies of the human-body benchmark, all from one prediction per face.
+    """The accuracies of the human-body benchmark, all from one prediction per face, or those of
+    edges from one per edge.
 
     face: share of faces whose predicted part is the true one (a face's true part is the majority of
     its three edges' labels, the smallest on a tie). For the edges, the prediction is the arg-max of
@@ -94,17 +95,21 @@ class BodyAccuracy(Metric):
         self,
         logits: Tensor,
         label: Tensor,
-        edge_face: Tensor,
-        edge_label: Tensor,
         edge_soft: Tensor,
         edge_area: Tensor,
+        edge_face: Tensor | None = None,
+        edge_label: Tensor | None = None,
     ) -> None:
-        """One mesh: logits (f parts), label (f), edge_face (e 2), edge_label (e), edge_soft
-        (e parts) true where the part is allowed, edge_area (e)."""
+        """One mesh: logits (f parts) and label (f) of faces, edge_soft (e parts) true where the
+        part is allowed, edge_area (e), edge_face (e 2), edge_label (e); without the last two logits
+        and label are those of edges."""
         state: Any = self
-        state.face += (logits.argmax(1) == label).sum()
-        state.faces += len(label)
-        edge = logits.softmax(1)[edge_face].mean(1).argmax(1)
+        if edge_face is None or edge_label is None:
+            edge, edge_label = logits.argmax(1), label
+        else:
+            state.face += (logits.argmax(1) == label).sum()
+            state.faces += len(label)
+            edge = logits.softmax(1)[edge_face].mean(1).argmax(1)
         state.hard += (edge == edge_label).sum()
         state.edges += len(edge)
         allowed = edge_soft.gather(1, edge[:, None])[:, 0] > 0
@@ -113,11 +118,11 @@ class BodyAccuracy(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         state: Any = self
-        return {
-            "face_acc": state.face / state.faces,
+        edges = {
             "hard_edge_acc": state.hard / state.edges,
             "soft_edge_acc": state.soft / state.meshes,
         }
+        return {"face_acc": state.face / state.faces, **edges} if state.faces else edges
 
 
 class VertexError(Metric):

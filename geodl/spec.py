@@ -57,6 +57,7 @@ class Field:
 MESH = ("vertex", "edge", "face")
 LABELS = ("label", "label_edge")
 SQUARE = Field("vertex", "matrix", into="vertex")
+EDGE = Field("edge", "index", into="vertex")
 Out = Literal["vertex", "edge", "face", "whole"]
 LabelOn = Literal["vertex", "edge", "face", "whole"]
 
@@ -71,6 +72,8 @@ class Need:
 
     function: ClassVar[str] = ""  # "module:name" of the function in geodl.ops that answers it
     fields: ClassVar[dict[str, Field]] = {}  # what it adds to Shape.ops
+    lengths: ClassVar[tuple[str, ...]] = ()  # its parameters that are lengths
+    on_meshes: ClassVar[bool] = False  # whether point clouds are refused
 
     def merge(self, other: Need) -> Need:
         """The one request that answers both (same class on both sides)."""
@@ -134,6 +137,38 @@ class Gradient(Need):
     fields: ClassVar[dict[str, Field]] = dict.fromkeys(
         ("grad_x", "grad_y"), replace(SQUARE, scale=-1)
     )
+
+
+@dataclass(frozen=True)
+class Edges(Need):
+    """The edges of a mesh (e 2), those of every face (f 3), the four neighbours (e 4) of each, the
+    columns (e 4) where these list it, and five numbers about it (e 5)."""
+
+    function: ClassVar[str] = "geodl.ops.edges:edge_fields"
+    fields: ClassVar[dict[str, Field]] = {
+        "edge": EDGE,
+        "face_edge": Field("face", "index", into="edge"),
+        "edge_ring": Field("edge", "index", into="edge"),
+        "edge_side": Field("edge"),
+        "edge_shape": Field("edge"),
+    }
+    on_meshes: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class LogMap(Need):
+    """Where the vertices within a geodesic radius lie in each vertex's tangent plane: matrices
+    (v v) of x and y as shares of the radius, the nearest vertex in the direction of x."""
+
+    radius: float = 0.2
+    function: ClassVar[str] = "geodl.ops.logmap:log_map_fields"
+    fields: ClassVar[dict[str, Field]] = dict.fromkeys(("log_x", "log_y"), SQUARE)
+    lengths: ClassVar[tuple[str, ...]] = ("radius",)
+    on_meshes: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not self.radius > 0:
+            raise UserError(f"encoder.radius={self.radius}: give a length above zero.")
 
 
 @dataclass(frozen=True)

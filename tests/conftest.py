@@ -31,7 +31,7 @@ from geodl.data.fetch import Paths
 from geodl.data.views import attach
 from geodl.ops.cache import Cache
 from geodl.shape import Shape
-from geodl.spec import Gradient, Laplacian, Needs, Normals, Spectrum
+from geodl.spec import Edges, Gradient, Laplacian, LogMap, Needs, Normals, Spectrum
 
 torch.set_num_threads(1)
 
@@ -47,7 +47,7 @@ def cache(paths: Paths) -> Cache:
     return Cache(paths.cache)
 
 
-ALL = Needs.of(Spectrum(64), Gradient(), Laplacian(), Normals())
+ALL = Needs.of(Spectrum(64), Edges(), Gradient(), Laplacian(), LogMap(), Normals())
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +77,8 @@ def geodl(*words, cwd, code=0):
 
 def labelled_on(shape: Shape, on: str) -> Shape:
     """The shape with labels on faces or edges instead of vertices."""
-    from geodl.carry import EDGE, edges_of
+    from geodl.carry import edges_of
+    from geodl.spec import EDGE
 
     if on == "vertex":
         return shape

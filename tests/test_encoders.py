@@ -137,7 +137,7 @@ def test_declared_symmetries_hold(name, shapes, cache, spec):
     moved.ops = type(shape.ops)()
     if shape.face.shape[0]:
         moved = moved.replace(face=place[shape.face])
-    if encoder.needs.computed:
+    if not encoder.needs.find(Points):
         moved = attach(moved, ALL, "cotan", cache)
     wanted = code(shape) if out == "whole" else code(shape)[order]
     same = torch.allclose(wanted, code(moved), atol=2e-4)
@@ -167,6 +167,18 @@ def test_encoders_on_a_template_refuse_its_vertices_in_another_order(name, shape
         encoder(moved.pos, ShapeBatch.pack([moved]))
 
 
+@pytest.mark.parametrize("name", [n for n, (c, _) in ENCODERS.items() if "whole" in c.outputs])
+def test_no_features_are_enough_for_networks_that_look_themselves(name, shapes, spec):
+    if not ENCODERS[name][0].featureless:
+        with pytest.raises(UserError, match="features=none leaves it nothing"):
+            build(name, 0, "whole", spec)
+        return
+    encoder = build(name, 0, "whole", spec).eval()
+    batch = ShapeBatch.pack(seen_by(encoder, shapes[:2]))
+    codes = encoder(batch.pos[:, :0], batch).at("whole")
+    assert (codes[0] - codes[1]).abs().max() > 1e-3
+
+
 def count(encoder, classes):
     own = sum(p.numel() for p in encoder.parameters())
     return own + encoder.channels * classes + classes  # the task's head
@@ -178,7 +190,7 @@ COUNTS = [
 
 
 def test_how_many_counts_there_are():
-    assert len(COUNTS) == 26
+    assert len(COUNTS) == 29
 
 
 @pytest.mark.parametrize(

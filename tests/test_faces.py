@@ -11,7 +11,7 @@ import torch
 from conftest import grid, icosphere, write_off
 from scipy.sparse.csgraph import dijkstra
 
-from geodl.carry import EDGE, edges_of
+from geodl.carry import edges_of
 from geodl.data.coma import EXPRESSIONS, PEOPLE, CoMA
 from geodl.data.dfaust import DFAUST
 from geodl.data.ellipsoids import Ellipsoids
@@ -33,7 +33,7 @@ from geodl.perturb import Holes, Shuffle, Unregister
 from geodl.runs.build import build
 from geodl.runs.compose import compose
 from geodl.shape import Shape, ShapeBatch
-from geodl.spec import DataSpec, Template
+from geodl.spec import EDGE, DataSpec, Template
 
 # ---- pyramid ----
 

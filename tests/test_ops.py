@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg as la
 import torch
 from conftest import grid, icosphere
+from scipy.spatial import Delaunay
 
 from geodl.data.preprocess import BadShape, Preprocess
 from geodl.ops import check as checks
@@ -23,11 +24,12 @@ from geodl.ops.geometry import (
 )
 from geodl.ops.gradient import gradient, tangent_frames
 from geodl.ops.laplacian import laplacian
+from geodl.ops.logmap import log_map
 from geodl.ops.neighbors import surface_nearest
 from geodl.ops.remesh import loop, remesh, simplify, slide, subdivide
 from geodl.ops.spectrum import spectrum
 from geodl.shape import Shape
-from geodl.spec import Gradient, Laplacian, Mass, Spectrum
+from geodl.spec import Gradient, Laplacian, LogMap, Mass, Spectrum
 
 
 def dense_evals(geometry, k):
@@ -521,3 +523,33 @@ def test_tiny_shapes_have_the_eigenpairs_of_the_dense_problem(subdivisions, k):
         evecs[:, :have].T @ (mass[:, None] * evecs[:, :have]), np.eye(have), atol=1e-9
     )
     assert not evals[have:].any() and not evecs[:, have:].any(), "what there is no more of is zero"
+
+
+def test_a_logarithmic_map_is_the_plane_itself_and_right_on_a_sphere():
+    rng = np.random.default_rng(0)
+    flat = rng.uniform(-0.5, 0.5, (400, 2))
+    face = Delaunay(flat).simplices
+    x, y = (m.toarray() for m in log_map(Geometry.of(np.c_[flat, 0 * flat[:, 0]], face), 0.2))
+    for i in np.flatnonzero(np.abs(flat).max(1) < 0.3)[:20]:
+        near = np.flatnonzero(x[i] + 1j * y[i])
+        step, found = (flat[near] - flat[i]) @ [1, 1j], x[i, near] + 1j * y[i, near]
+        ratio = found / step
+        # One turn for the whole patch, that which takes the nearest vertex to the x axis.
+        assert np.abs(np.angle(ratio / ratio[0])).max() < 1e-5
+        assert np.abs(found[np.abs(found).argmin()].imag) < 1e-9
+        assert np.abs(ratio).min() > 1 - 1e-6 and np.median(np.abs(ratio)) < 1.02
+
+    pos, face = icosphere(3)
+    x, y = (m.toarray() for m in log_map(Geometry.of(pos, face), 0.5))
+    arc = np.arccos(np.clip(pos @ pos[50], -1, 1))
+    near = np.flatnonzero((arc < 0.45) & (arc > 0))
+    found = x[50, near] + 1j * y[50, near]
+    assert np.abs(np.abs(found) / arc[near] - 1).max() < 0.05
+    e1, e2, _ = tangent_frames(pos[50:51])[0]
+    true = (pos[near] @ e1) + 1j * (pos[near] @ e2)
+    turn = np.exp(1j * np.angle(found / true))
+    assert np.abs(np.angle(turn / turn.mean())).max() < 0.1
+    # Measured in the shape's own size: 1,000 times as large, the radius too, it is the same.
+    asked = (compute(LogMap(0.5 * by), Geometry.of(by * pos, face)) for by in (1, 1000))
+    small, large = (np.hypot(found["log_x.value"], found["log_y.value"]) for found in asked)
+    np.testing.assert_allclose(small, large, atol=1e-5)

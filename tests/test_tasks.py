@@ -93,10 +93,14 @@ def test_body_accuracies_by_hand():
     edge_label = torch.tensor([0, 1, 1])
     soft = torch.tensor([[1.0, 0], [1, 1], [0, 1]])
     area = torch.tensor([1.0, 2.0, 1.0])
-    metric.update(logits, torch.tensor([0, 0]), edge_face, edge_label, soft, area)
+    metric.update(logits, torch.tensor([0, 0]), soft, area, edge_face, edge_label)
     scores = {k: float(v) for k, v in metric.compute().items()}
     # The middle edge: mean of (.98, .02) and (.12, .88) is part 0: wrong by its label, allowed.
     assert scores == pytest.approx({"face_acc": 0.5, "hard_edge_acc": 2 / 3, "soft_edge_acc": 1.0})
+    metric.reset()
+    metric.update(torch.tensor([[0.0, 1], [1, 0], [0, 1]]), edge_label, soft, area)  # per edge
+    scores = {k: float(v) for k, v in metric.compute().items()}
+    assert scores == pytest.approx({"hard_edge_acc": 1 / 3, "soft_edge_acc": 0.75})
 
 
 def test_balanced_weights_and_mean_recall():

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from geodl.carry import EDGE, edges_of
+from geodl.carry import edges_of
 from geodl.data import formats
 from geodl.data.fetch import Paths
 from geodl.data.files import read_labels
@@ -23,7 +23,7 @@ from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.ops.geometry import unique_edges
 from geodl.shape import Operators, Shape
-from geodl.spec import DataSpec, Item, LabelOn
+from geodl.spec import EDGE, DataSpec, Item, LabelOn
 
 PLURAL = {"vertex": "vertices", "face": "faces", "edge": "edges"}
 MOST_PARTS = 1000  # a larger label is a colour or an index, not a part

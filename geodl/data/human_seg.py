@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
-from geodl.carry import EDGE, edges_of
+from geodl.carry import edges_of
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_labels, read_mesh
 from geodl.data.preprocess import UNIT_RADIUS, BadShape, Preprocess
@@ -15,7 +16,7 @@ from geodl.data.source import Source, checked_in_split
 from geodl.errors import UserError
 from geodl.ops.geometry import face_areas
 from geodl.shape import Operators, Shape
-from geodl.spec import DataSpec, Field, Item
+from geodl.spec import EDGE, DataSpec, Field, Item
 
 PARTS = ("head", "hand", "lower arm", "upper arm", "torso", "thigh", "calf", "foot")  # labels 1-8
 ARCHIVE = Archive(
@@ -45,18 +46,23 @@ class HumanSeg(Source):
     smallest on a tie; faces are what is trained on and predicted, and the three published
     accuracies (face, hard edge, soft edge) are all taken from that one prediction. Source: Maron et
     al. 2017, simplified by Hanocka et al. 2019 (MeshCNN). No validation split: last epoch.
+
+    Args:
+        label_on: "edge" trains on the files' own labels and predicts those; null: faces.
     """
 
     def __init__(
         self,
         paths: Paths,
         preprocess: Preprocess = UNIT_RADIUS,
+        label_on: Literal["face", "edge"] | None = None,
     ) -> None:
         super().__init__(paths)
+        if label_on not in ("face", "edge", None):
+            raise UserError(f"data.label_on={label_on} is not known: choose face or edge.")
         self.preprocess = preprocess
-        self.spec = DataSpec(
-            parts=PARTS, label_on="face", up="y", protocol="human_seg-meshcnn-381/18"
-        )
+        protocol = "human_seg-meshcnn-381/18" + ("-edges" if label_on == "edge" else "")
+        self.spec = DataSpec(parts=PARTS, label_on=label_on or "face", up="y", protocol=protocol)
 
     @property
     def root(self) -> Path:
@@ -115,9 +121,14 @@ class HumanSeg(Source):
             "edge_soft": torch.from_numpy((soft > 0).astype(np.float32)),
             "edge_area": torch.from_numpy(area.astype(np.float32)),
         }
+        fields = EDGES
+        label = torch.from_numpy(votes.argmax(1))
+        if self.spec.label_on == "edge":
+            label = values["edge_label"]
+            fields = {n: EDGES[n] for n in ("edge", "edge_soft", "edge_area")}
         return Shape(
             pos=torch.from_numpy(pos),
             face=faces,
-            label=torch.from_numpy(votes.argmax(1)),
-            ops=Operators(values, EDGES),
+            label=label,
+            ops=Operators({n: values[n] for n in fields}, fields),
         )

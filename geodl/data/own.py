@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from geodl.carry import EDGE, edges_of, elements, sampled
+from geodl.carry import edges_of, elements, sampled
 from geodl.data import formats
 from geodl.data.preprocess import BadShape, Preprocess
 from geodl.data.views import attach
 from geodl.errors import UserError
 from geodl.ops.cache import Cache
 from geodl.shape import Shape
-from geodl.spec import Needs, Out, Points
+from geodl.spec import EDGE, Needs, Out, Points
 
 log = logging.getLogger(__name__)
 

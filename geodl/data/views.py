@@ -35,6 +35,11 @@ def attach(shape: Shape, needs: Needs, backend: Backend, cache: Cache) -> Shape:
     values: dict[str, Tensor] = {}
     fields: dict[str, Field] = {}
     for need in needs.computed:
+        if need.on_meshes and shape.is_cloud:
+            raise UserError(
+                f"{shape.name or 'a shape'} is a point cloud, but this encoder follows the edges "
+                "of meshes: give meshes, or take encoder=dgcnn."
+            )
         arrays = cache.need(need, geometry)
         fields |= need.fields
         for name, f in need.fields.items():

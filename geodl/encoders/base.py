@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from geodl.errors import UserError
 from geodl.shape import ShapeBatch
@@ -57,13 +58,14 @@ class Encoder(nn.Module):
         registered: whether it takes shapes in vertex correspondence with the template only.
         small: options of a network that takes no time: for tests and first looks.
         counts: numbers of parameters of the authors' networks, which the tests compare with.
+        featureless: whether it works with features=none: it looks at positions or edges itself.
         learns: whether it has weights; without them a task's head stands aside.
         symmetries: what its output does not depend on ("permutation", "rotation", "translation"),
             declared here and tested for every encoder; rotation is understood for features that
             do not turn with the shape.
 
     Raises:
-        UserError: ``out`` is not among ``outputs``.
+        UserError: ``out`` is not among ``outputs``; no features for a network that sees only them.
     """
 
     outputs: ClassVar[tuple[Out, ...]] = ("vertex", "edge", "face", "whole")
@@ -71,6 +73,7 @@ class Encoder(nn.Module):
     registered: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     counts: ClassVar[tuple[Count, ...]] = ()
+    featureless: ClassVar[bool] = False
     learns: ClassVar[bool] = True
     categories: int = 0  # classes that it must be told apart from the shape, if any
     channels: int
@@ -84,6 +87,11 @@ class Encoder(nn.Module):
                 f"encoder {type(self).__name__} gives one answer per {able}, but this task needs "
                 f"one per {out}: choose another encoder (geodl mode=list) or another task."
             )
+        if in_channels < 1 and not self.featureless:
+            raise UserError(
+                f"encoder {type(self).__name__} sees a shape's features alone, and features=none "
+                "leaves it nothing: take features=xyz or hks."
+            )
         self.in_channels = in_channels
         self.out: Out = out
         self.needs = Needs()
@@ -91,6 +99,21 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, batch: ShapeBatch) -> Encoding:
         """Features (n in_channels) on the vertices of the batch -> Encoding with ``out`` filled."""
         raise NotImplementedError
+
+    def tell(self, use_category: bool, spec: DataSpec) -> None:
+        """Set ``categories``, of networks that are given a shape's class when they label elements.
+
+        Raises:
+            UserError: the shapes of this data set have no classes.
+        """
+        if use_category and not spec.classes:
+            raise UserError("encoder.use_category=true needs a data set whose shapes have classes.")
+        self.categories = len(spec.classes) if use_category and self.out != "whole" else 0
+
+    def one_hot(self, batch: ShapeBatch) -> Tensor:
+        """The classes of the shapes as rows of zeros with a one (b categories)."""
+        assert batch.category is not None
+        return F.one_hot(batch.category, self.categories).float()
 
     @property
     def summary_channels(self) -> int:

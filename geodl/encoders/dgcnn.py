@@ -115,8 +115,7 @@ class DGCNN(Encoder):
         super().__init__(in_channels, spec, out)
         if align and in_channels != 3:
             raise UserError("encoder.align=true needs features=xyz.")
-        if use_category and not spec.classes:
-            raise UserError("encoder.use_category=true needs a data set whose shapes have classes.")
+        self.tell(use_category, spec)
         if k < 1 or not widths:
             raise UserError("encoder.k must be 1 or more, encoder.widths not empty.")
         self.needs = Needs.of(Points(points) if points else None)
@@ -127,7 +126,6 @@ class DGCNN(Encoder):
                 [EdgeConv(in_channels, 64, 64), EdgeConv(64, 64, 64), EdgeConv(64, 64)]
             )
             self.shared = layers([192, 1024])
-            self.categories = len(spec.classes) if use_category else 0
             self.category = layers([self.categories, 64]) if use_category else None
             wide = 1024 + 192 + (64 if use_category else 0)
             self.last = nn.Sequential(
@@ -159,7 +157,5 @@ class DGCNN(Encoder):
             return Encoding(whole=self.last(torch.cat([batch.max(x), batch.mean(x)], dim=1)))
         whole = batch.max(x)
         if self.category is not None:
-            assert batch.category is not None
-            hot = F.one_hot(batch.category, self.categories).to(whole)
-            whole = torch.cat([whole, self.category(hot)], dim=1)
+            whole = torch.cat([whole, self.category(self.one_hot(batch))], dim=1)
         return self.elements(self.last(torch.cat([batch.spread(whole), *levels], dim=1)), batch)

@@ -121,6 +121,7 @@ class KPConv(Encoder):
         limit: neighbours that are looked at, at most.
     """
 
+    featureless = True
     small = MappingProxyType({"points": None, "cell": 0.1, "width": 16, "levels": 3})
     symmetries = frozenset({"permutation"})
     counts = (Count(6_143_688, {}, 0, "whole", 40),)

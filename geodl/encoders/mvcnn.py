@@ -39,6 +39,7 @@ class MVCNN(Encoder):
     """
 
     outputs = ("whole",)
+    featureless = True
     small = MappingProxyType({"points": None, "views": 3, "size": 16, "widths": [4, 8]})
 
     def __init__(

@@ -218,10 +218,9 @@ class PointTransformerV3(Encoder):
                 "encoder.depths, channels and heads need one number per level, up_depths, "
                 "up_channels and up_heads one less."
             )
-        if not in_channels or cell <= 0 or not 0 <= drop < 1:
+        if cell <= 0 or not 0 <= drop < 1:
             raise UserError(
-                f"encoder.cell={cell} must be positive, encoder.drop={drop} less than 1, and there "
-                "must be features, such as features=xyz."
+                f"encoder.cell={cell} must be positive, encoder.drop={drop} less than 1."
             )
         if any(c % h for c, h in zip([*channels, *up_channels], [*heads, *up_heads], strict=True)):
             raise UserError(

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from geodl.encoders.base import Count, Encoder, Encoding
 from geodl.errors import UserError
@@ -99,12 +98,10 @@ class PointNet(Encoder):
             raise UserError(f"encoder.pool={pool} is not known: choose max or mean.")
         if input_tnet and in_channels < 3:
             raise UserError("encoder.input_tnet=true needs xyz among the features.")
-        if use_category and not spec.classes:
-            raise UserError("encoder.use_category=true needs a data set whose shapes have classes.")
+        self.tell(use_category, spec)
         self.needs = Needs.of(Points(points) if points else None)
         self.orthogonality = orthogonality
         self.pool = pool
-        self.categories = len(spec.classes) if use_category else 0
         self.input_tnet = TNet(in_channels, 3) if input_tnet else None
         whole = out == "whole"
         widths: Sequence[int] = (64, 128, 1024) if whole else (64, 128, 128, 512, 2048)
@@ -149,8 +146,7 @@ class PointNet(Encoder):
         if self.out == "whole":
             return Encoding(whole=self.head(whole), losses=losses)
         if self.categories:
-            assert batch.category is not None
-            whole = torch.cat([whole, F.one_hot(batch.category, self.categories).to(whole)], 1)
+            whole = torch.cat([whole, self.one_hot(batch).to(whole)], dim=1)
         rows = torch.cat([batch.spread(whole), *levels, x], dim=1)
         encoding = self.elements(self.head(rows), batch)
         encoding.losses = losses

@@ -144,6 +144,7 @@ class PointNet2(Encoder):
     """
 
     symmetries = frozenset()  # the first point is the first centre
+    featureless = True
     small = MappingProxyType({"points": None, "centres": [32, 8]})
     counts = (
         Count(1_475_688, {}, 0, "whole", 40),
@@ -171,8 +172,6 @@ class PointNet2(Encoder):
             raise UserError(f"encoder.form={form} is not known: choose ssg or msg.")
         if len(centres) != 2 or min(centres) < 1:
             raise UserError(f"encoder.centres={list(centres)} must be two positive numbers.")
-        if use_category and not spec.classes:
-            raise UserError("encoder.use_category=true needs a data set whose shapes have classes.")
         self.needs = Needs.of(Points(points) if points else None)
         whole = out == "whole"
         levels = SINGLE if form == "ssg" else MULTI if whole else MULTI_PARTS
@@ -183,7 +182,7 @@ class PointNet2(Encoder):
             widths.append(level.channels)
             self.levels.append(level)
         self.all = mlp([3 + widths[-1], 256, 512, 1024])
-        self.categories = len(spec.classes) if use_category and not whole else 0
+        self.tell(use_category, spec)
         if whole:
             self.last = mlp([1024, 512, 256], dropout=dropout)
             self.channels = 256
@@ -206,8 +205,7 @@ class PointNet2(Encoder):
             return Encoding(whole=self.last(whole))
         own = [batch.pos, features[0]]
         if self.categories:
-            assert batch.category is not None
-            hot = F.one_hot(batch.category, self.categories).to(x)
+            hot = self.one_hot(batch).to(x)
             own.insert(0, batch.spread(hot))
         features[0] = torch.cat(own, dim=1)
         x = clouds[-1].spread(whole)

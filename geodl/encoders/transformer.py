@@ -112,6 +112,7 @@ class Transformer(Tokens):
     """
 
     symmetries = frozenset()  # the first point is the first centre
+    featureless = True
     small = MappingProxyType(
         {"points": None, "count": 8, "k": 8, "width": 16, "depth": 2, "heads": 2}
     )

@@ -34,6 +34,7 @@ class VoxNet(Encoder):
     """
 
     outputs = ("whole",)
+    featureless = True
     small = MappingProxyType({"points": None, "resolution": 16})
     counts = (Count(921_736, {}, 0, "whole", 40),)
 

@@ -60,6 +60,7 @@ def compute(need: Need, geometry: Geometry) -> Arrays:
     unit = geometry.unit
     if unit != 1:
         geometry = replace(geometry, pos=geometry.pos / unit)
+        need = replace(need, **{name: getattr(need, name) / unit for name in need.lengths})
     result = getattr(importlib.import_module(module), function)(geometry, *astuple(need))
     arrays: Arrays = {}
     for name, field in need.fields.items():

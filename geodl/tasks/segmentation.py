@@ -90,7 +90,7 @@ class Segmentation(Task):
         }
         if self.spec.category_parts:
             meters["parts"] = PartIoU(self.spec.category_parts)
-        return meters | ({"body": BodyAccuracy()} if self.out == "face" else {})
+        return meters | ({"body": BodyAccuracy()} if self.out in ("face", "edge") else {})
 
     def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
         assert batch.label is not None
@@ -111,9 +111,9 @@ class Segmentation(Task):
             predicted = logits.argmax(1)
         meters["acc"].update(predicted, batch.label)
         meters["confusion"].update(predicted, batch.label)
-        if "body" in meters and "edge_label" in batch.ops:
-            names = ("edge_face", "edge_label", "edge_soft", "edge_area")
-            columns = [batch.rows(n) for n in names]
+        if "body" in meters and "edge_soft" in batch.ops:
+            names = ("edge_soft", "edge_area", "edge_face", "edge_label")
+            columns = [batch.rows(n) for n in names if n in batch.ops]
             for part, label, edges in zip(
                 logits.split(batch.counts["label"]),
                 batch.label.split(batch.counts["label"]),
