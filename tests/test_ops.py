@@ -553,3 +553,21 @@ def test_a_logarithmic_map_is_the_plane_itself_and_right_on_a_sphere():
     asked = (compute(LogMap(0.5 * by), Geometry.of(by * pos, face)) for by in (1, 1000))
     small, large = (np.hypot(found["log_x.value"], found["log_y.value"]) for found in asked)
     np.testing.assert_allclose(small, large, atol=1e-5)
+
+
+def test_a_small_spectrum_that_does_not_converge_is_computed_densely(monkeypatch):
+    import geodl.ops.spectrum as module
+
+    geometry = Geometry.of(*icosphere(3))
+    wanted, _, _ = spectrum(geometry, 32)
+
+    def fail(*args):
+        raise ValueError("32 eigenpairs did not converge in a space of 500")
+
+    monkeypatch.setattr(module, "_largest", fail)
+    evals, evecs, mass = spectrum(geometry, 32)
+    np.testing.assert_allclose(evals, wanted, atol=1e-8)
+    assert np.abs(evecs.T @ (mass[:, None] * evecs) - np.eye(32)).max() < 1e-8
+    monkeypatch.setattr(module, "STILL_DENSE", 600)
+    with pytest.raises(ValueError, match="did not converge"):
+        spectrum(geometry, 32)
