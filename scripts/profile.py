@@ -8,6 +8,11 @@ prepare        the operators of 100 copies of a mesh, two processes (diffusion-n
 diffusionnet   a training step on packed meshes (diffusion-net, one by one as its authors train)
 pointnet       a training step, 24 clouds of 1,024 points (Pointnet_Pointnet2_pytorch)
 pointnet2      a training step of PointNet++ (ssg), 24 clouds of 1,024 points (the same)
+dgcnn          a training step, 24 clouds of 1,024 points (dgcnn.pytorch)
+point_transformer  a training step, 8 clouds of 1,024 points (Point-Transformers, whose network is
+               another one of the same paper)
+meshcnn        a training step of the classifier, 16 meshes of 750 edges (MeshCNN)
+deltaconv      a training step of the classifier, 8 clouds of 1,024 points (deltaconv)
 neighbours     k nearest, ball, farthest points on 24 clouds of 1,024 (the same)
 spirals        a training step of the SpiralNet++ autoencoder (spiralnet_plus)
 pyramid        four levels below a mesh, each with a quarter of the vertices (spiralnet_plus)
@@ -20,7 +25,8 @@ stream         an epoch over 2,000 shapes of 2,000 vertices with 0.2 GB of memor
 skipped        a sweep of 200 finished runs (an empty Hydra application with the same 200 jobs)
 
 ``--peers`` holds checkouts of the peers under their repositories' names, with what they need
-installed (scikit-learn, hydra); without torch_scatter, spiralnet_plus gets torch's index_add.
+installed (scikit-learn, hydra; torch_geometric, torch_scatter and torch_sparse for deltaconv);
+without torch_scatter, spiralnet_plus gets torch's index_add.
 ``--store`` puts the rows into docs/performance.md. One BLAS thread for the operators, ``--threads``
 torch threads for steps.
 """
@@ -74,7 +80,7 @@ from geodl.ops.neighbors import surface_nearest
 from geodl.ops.remesh import simplify
 from geodl.ops.spectrum import spectrum
 from geodl.shape import Shape, ShapeBatch
-from geodl.spec import DataSpec, Gradient, Mass, Needs, Spectrum, Template
+from geodl.spec import DataSpec, Edges, Gradient, Mass, Needs, Spectrum, Template
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "performance.md"
@@ -141,7 +147,9 @@ class Bench:
 
     def peer(self, place: str, module: str) -> Any:
         """A module of a peer's checkout, which finds its own modules first."""
-        folder = str(self.peers / place)
+        folder, top = str(self.peers / place), module.partition(".")[0]
+        for name in [n for n in sys.modules if n.partition(".")[0] == top]:
+            del sys.modules[name]  # another peer's of the same name
         sys.path.insert(0, folder)
         try:
             return importlib.import_module(module)
@@ -286,6 +294,99 @@ class Bench:
         step = train(model, lambda: loss(*_args(model(x), y)))
         times = interleaved(step, train(task, lambda: _loss(task, shapes)), self.runs)
         yield Row("PointNet++ step, 24 x 1,024 points", "Pointnet_Pointnet2_pytorch", *times)
+
+    def _classifier(self, encoder: str, features: str, shapes: list[Shape]) -> Callable[[], None]:
+        spec = DataSpec(classes=tuple(map(str, range(40))))
+        words = [f"encoder={encoder}", f"features={features}", f"threads={self.threads}"]
+        task = build_task(compose(words), spec)
+        return train(task, lambda: _loss(task, shapes))
+
+    def dgcnn(self) -> Iterator[Row]:
+        peer = types.ModuleType("dgcnn")
+        code = (self.peers / "dgcnn.pytorch" / "model.py").read_text()
+        exec(code.replace("torch.device('cuda')", "x.device"), vars(peer))
+        shapes = [Shape(_ball(1024), category=torch.tensor(i)) for i in range(24)]
+        x, y = torch.stack([s.pos.T for s in shapes]), torch.arange(24)
+        model = peer.DGCNN_cls(types.SimpleNamespace(k=20, emb_dims=1024, dropout=0.5), 40)
+        step = train(model, lambda: F.cross_entropy(model(x), y))
+        times = interleaved(step, self._classifier("dgcnn", "xyz", shapes), self.runs)
+        yield Row("DGCNN step, 24 x 1,024 points", "dgcnn.pytorch", *times)
+
+    def point_transformer(self) -> Iterator[Row]:
+        peer = self.peer("Point-Transformers", "models.Hengshuang.model")
+        shapes = [Shape(_ball(1024), category=torch.tensor(i)) for i in range(8)]
+        x, y = torch.stack([s.pos for s in shapes]), torch.arange(8)
+        sizes = types.SimpleNamespace(nneighbor=16, nblocks=4, transformer_dim=512)
+        cfg = types.SimpleNamespace(num_point=1024, num_class=40, input_dim=3, model=sizes)
+        model = peer.PointTransformerCls(cfg)
+        step = train(model, lambda: F.cross_entropy(model(x), y))
+        times = interleaved(step, self._classifier("point_transformer", "xyz", shapes), self.runs)
+        yield Row("Point Transformer step, 8 x 1,024 points", "Point-Transformers", *times)
+
+    def deltaconv(self) -> Iterator[Row]:
+        peer = self.peer("deltaconv", "deltaconv.models")
+        shapes = [
+            Shape(p := _ball(1024), normal=F.normalize(p), category=torch.tensor(i))
+            for i in range(8)
+        ]
+        data = types.SimpleNamespace(
+            pos=torch.cat([s.pos for s in shapes]),
+            norm=torch.cat([F.normalize(s.pos) for s in shapes]),
+            batch=torch.arange(8).repeat_interleave(1024),
+        )
+        y = torch.arange(8)
+        model = peer.DeltaNetClassification(3, 40)
+        step = train(model, lambda: F.cross_entropy(model(data), y))
+        times = interleaved(step, self._classifier("deltaconv", "xyz", shapes), self.runs)
+        yield Row("DeltaConv step, 8 x 1,024 points", "deltaconv", *times)
+
+    def meshcnn(self) -> Iterator[Row]:
+        peer = self.peer("MeshCNN", "models.networks")
+        layers, prepare = (
+            importlib.import_module(f"models.layers.{n}") for n in ("mesh", "mesh_prepare")
+        )
+        # Its cache of a mesh is a ragged array, which numpy refuses.
+        prepare.np = types.SimpleNamespace(
+            **{**vars(np), "savez_compressed": lambda *_, **__: None}
+        )
+        mesh, pool = torus(250), [600, 450, 300, 180]
+        options = types.SimpleNamespace(
+            num_aug=1, norm="group", num_groups=16, pool_res=pool, fc_n=100, resblocks=1
+        )
+        model = peer.define_classifier(
+            5, [64, 128, 256, 256], 750, 40, options, [], "mconvnet", "normal", 0.02
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "torus.obj")
+            lines = [f"v {x} {y} {z}" for x, y, z in mesh.pos]
+            lines += [f"f {a} {b} {c}" for a, b, c in mesh.face + 1]
+            file.write_text("\n".join(lines))
+
+            def loaded() -> Any:  # a step uses meshes up
+                meshes = [layers.Mesh(str(file), options, False, "") for _ in range(16)]
+                return np.array(meshes, dtype=object)
+
+            ready = [loaded() for _ in range(self.runs + 1)]
+        noise = 0.01 * torch.randn(16, 5, 750)  # no two edges the same
+        x = torch.from_numpy(ready[0][0].features).float() + noise
+        x, y = (x - x.mean()) / x.std(), torch.arange(16)
+        step = train(model, lambda: F.cross_entropy(model(x, ready.pop()), y))
+        cache = Cache("~/.cache/geodl/profile")
+        shapes = [
+            attach(
+                Shape(
+                    torch.from_numpy(mesh.pos).float() + 0.01 * torch.randn(250, 3),
+                    torch.from_numpy(mesh.face),
+                    category=torch.tensor(i),
+                ),
+                Needs.of(Edges()),
+                "cotan",
+                cache,
+            )
+            for i in range(16)
+        ]
+        times = interleaved(step, self._classifier("meshcnn", "none", shapes), self.runs)
+        yield Row("MeshCNN step, 16 x 750 edges", "MeshCNN", *times)
 
     def neighbours(self) -> Iterator[Row]:
         torch.set_num_threads(self.threads)
