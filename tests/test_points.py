@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import torch
 
 from geodl.augment import axis_rotation
 from geodl.encoders.kpconv import disposition
+from geodl.encoders.mvcnn import MVCNN
 from geodl.encoders.point_transformer_v3 import Grid, PatchAttention, SparseConv
 from geodl.encoders.voxnet import VoxNet
+from geodl.errors import UserError
 from geodl.nn.neighbors import ball, cells, cloud, farthest, interpolated, knn, means, within
 from geodl.nn.serialize import ORDERS, code
 from geodl.nn.views import cameras, depth_images
@@ -196,3 +200,37 @@ def test_the_nearest_point_of_a_pixel_is_seen():
     pos = torch.tensor([[0.0, 0, 0.5], [0, 0, -0.5], [0.9, 0, 0], [-0.9, 0, 0]])
     images = depth_images(ShapeBatch.pack([Shape(pos)]), cameras(2, "y", elevation=0.0), 8)[0]
     assert images[0, 4, 4] == images[1, 4, 4] == images.max()  # each from its own side
+
+
+class Straight(torch.nn.Module):
+    """A network like those of torchvision that are their parts in a row."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = torch.nn.Conv2d(3, 4, 3, stride=2)
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+        self.classifier = torch.nn.Linear(4, 1000)
+
+    def forward(self, x):
+        return self.classifier(self.pool(self.features(x)).flatten(1))
+
+
+class Bent(Straight):
+    """One with a step between its parts that is not a part."""
+
+    def forward(self, x):
+        return self.classifier(self.pool(self.features(x).square()).flatten(1))
+
+
+def test_a_photographers_network_that_is_not_its_parts_in_a_row_is_refused(shapes, monkeypatch):
+    models = SimpleNamespace(
+        list_models=lambda: ["straight", "bent"],
+        get_model=lambda name, weights: {"straight": Straight, "bent": Bent}[name](),
+    )
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace(models=models))
+    monkeypatch.setitem(sys.modules, "torchvision.models", models)
+    encoder = MVCNN(0, DataSpec(), "whole", points=None, views=3, size=32, backbone="straight")
+    assert encoder.channels == 4
+    assert encoder(None, ShapeBatch.pack(shapes[:2])).at("whole").shape == (2, 4)
+    with pytest.raises(UserError, match="is not its parts one after the other"):
+        MVCNN(0, DataSpec(), "whole", points=None, views=3, size=32, backbone="bent")

@@ -110,6 +110,19 @@ def _torchvision(name: str, size: int) -> tuple[nn.Module, nn.Module, int, dict[
     names[classifier[0]] = "encoder.last"
     behind = classifier[1][:-1] if isinstance(classifier[1], nn.Sequential) else nn.Identity()
     images = nn.Sequential(*(module for _, module in before), nn.Flatten())
-    with torch.no_grad():
-        channels = behind.eval()(images.eval()(torch.zeros(1, 3, size, size))).shape[1]
+    net.eval()
+    x = torch.rand(1, 3, size, size)
+    try:
+        with torch.no_grad():
+            flat = images(x)
+            same = torch.allclose(classifier[1](flat), net(x), atol=1e-4)
+            channels = behind(flat).shape[1]
+    except RuntimeError:  # parts that do not fit each other, or images that are too small
+        same, channels = False, 0
+    if not same:
+        raise UserError(
+            f"encoder.backbone={name} with images of {size} x {size} is not its parts one after "
+            "the other, which is how views are put through it: take vgg11, resnet18 or their like, "
+            "or a larger encoder.size."
+        )
     return images.train(), behind.train(), channels, names

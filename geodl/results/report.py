@@ -128,7 +128,11 @@ def label(result: dict[str, Any]) -> str:
     words += ["no diffusion"] if encoder.get("diffusion") == "none" else []
     words += [f"time {encoder['time']}"] if "time" in encoder else []
     words += ["no gradients"] if encoder.get("gradient") is False else []
-    words += [config["task"]["refine"]] if config["task"].get("refine") else []
+    task = config["task"]
+    words += [task["refine"]] if task.get("refine") else []
+    words += ["linear"] if class_name(task) == "Probe" else []
+    words += [f"{task['shots']} labels per class"] if task.get("shots") else []
+    words += [f"begun with {config['init']}"] if config.get("init") else []
     words += [f"select={config['select']}"] if config.get("select", "last") != "last" else []
     return ", ".join(words)
 

@@ -336,9 +336,7 @@ def _row(
         "cells": cells,
         "epochs": _one(r["epochs"] for r in first),
         "parameters": _one(r["parameters"] for r in first),
-        "seconds_per_epoch": (
-            round(statistics.fmean(r["seconds_per_epoch"] for r in first), 1) if first else None
-        ),
+        "seconds_per_epoch": (_seconds([r["seconds_per_epoch"] for r in first]) if first else None),
         "peak_memory_mb": round(statistics.fmean(memory)) if memory else None,
         "device": _one(r.get("device") for r in first),
         "protocol": _one(r["protocol"] for r in first),
@@ -392,6 +390,12 @@ def _compare(cells: dict[str, Any], standard: str) -> None:
             cell["change"] = f"x{mean / max(before, 1e-9):.2f}"
             harm = math.log2(max(mean, 1e-9) / max(before, 1e-9)) / 3.0
         cell["worse"] = round(min(1.0, max(0.0, harm)), 3)
+
+
+def _seconds(values: Sequence[float]) -> float:
+    """Their mean: tenths, thousandths below one."""
+    mean = statistics.fmean(values)
+    return round(mean, 1 if mean >= 1 else 3)
 
 
 def _one(values: Iterable[Any]) -> Any:
