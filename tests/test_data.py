@@ -10,9 +10,11 @@ import pytest
 import torch
 from conftest import FACES_OF_TETRA as FACES
 from conftest import TETRA, write_off
+from hydra.core.global_hydra import GlobalHydra
 
 from geodl.augment import SO3, Dropout, Jitter, RotateZ, Scale
 from geodl.carry import sampled
+from geodl.cli.main import run
 from geodl.data.creatures import PARTS, SIZES, SPECIES, Creatures
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_labels, read_mesh, write_ply
@@ -33,6 +35,8 @@ from geodl.data.views import View, Wishes
 from geodl.errors import UserError
 from geodl.ops import check as checks
 from geodl.ops.geometry import unique_edges
+from geodl.runs import record
+from geodl.runs.compose import compose, config_dir
 from geodl.spec import DataSpec, Gradient, Needs, Points, Spectrum
 
 
@@ -220,11 +224,9 @@ def test_rna_layout(place):
         data.load(data.items("test")[0])
 
 
-@pytest.mark.parametrize("layout", ["text", "hdf5"])
-def test_shapenetpart_layouts(place, layout):
+def shapenetpart(place, layout="text"):
+    """One made-up cloud of each class in every split."""
     rng = np.random.default_rng(0)
-    spec = ShapeNetPart(place).spec
-    assert len(spec.parts) == 50 and sum(map(len, spec.category_parts)) == 50
     if layout == "text":
         root = place.data / TEXT
         (root / "train_test_split").mkdir(parents=True)
@@ -249,12 +251,36 @@ def test_shapenetpart_layouts(place, layout):
                 h5["label"] = np.arange(16)[:, None]
                 h5["pid"] = np.stack([rng.choice(p, 30) for _, p in SHAPENET.values()])
             (root / f"{split}_hdf5_file_list.txt").write_text(f"{split}0.h5\n")
+
+
+@pytest.mark.parametrize("layout", ["text", "hdf5"])
+def test_shapenetpart_layouts(place, layout):
+    spec = ShapeNetPart(place).spec
+    assert len(spec.parts) == 50 and sum(map(len, spec.category_parts)) == 50
+    shapenetpart(place, layout)
     data = ShapeNetPart(place, layout=layout)
     items = data.items("val")
     assert [i.category for i in items] == list(range(16))
     shape = data.load(items[10])
     assert shape.is_cloud and set(shape.label.tolist()) <= set(spec.category_parts[10])
     assert (shape.normal is not None) == (layout == "text")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(f.stem for f in (config_dir() / "experiment" / "shapenetpart").glob("*.yaml"))
+)
+def test_shapenetpart_experiments_train_and_are_measured(place, name, tmp_path):
+    shapenetpart(place)
+    GlobalHydra.instance().clear()
+    folders = [f"paths.data={place.data}", f"paths.cache={place.cache}"]
+    cfg = compose(
+        [f"experiment=shapenetpart/{name}", "epochs=1", "batch_size=8", "figures=false", *folders]
+        + [f"paths.outputs={tmp_path}"]
+    )
+    run(cfg)
+    result = json.loads((record.run_folder(cfg) / "result.json").read_text())
+    assert 0 <= result["eval"]["clean"]["scores"]["instance_miou"] <= 1
+    assert result["config"]["encoder"]["use_category"]
 
 
 def test_folder_of_classes_has_folds(tmp_path, place):

@@ -80,7 +80,16 @@ def cost(data: Any, path: Path) -> None:
         x, y = r["seconds_per_epoch"], cell["mean"]
         size = 12 + 60 * np.sqrt(r["parameters"] / 1e6) if isinstance(r["parameters"], int) else 30
         ax.errorbar(x, y, cell["std"] or 0.0, color=color, lw=1)
-        ax.scatter([x], [y], s=size, color=color, alpha=0.8, label=f"{y:.1f}  {r['name']}")
+        ax.scatter(
+            [x],
+            [y],
+            s=size,
+            color=color,
+            edgecolors="0.4",
+            linewidths=0.5,
+            alpha=0.8,
+            label=f"{y:.1f}  {r['name']}",
+        )
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(ScalarFormatter())
