@@ -27,6 +27,14 @@ def bars(data: Any, path: Path) -> None:
     figure = Figure(figsize=(min(12.0, 2.5 + 0.9 * len(rows) * max(1, len(names) / 2)), 3.6))
     ax = figure.add_subplot()
     width = 0.8 / len(names)
+    sections = [r.get("section", "") for r in rows]
+    groups = list(dict.fromkeys(sections))
+    at = [i + groups.index(section) for i, section in enumerate(sections)]
+    if len(groups) > 1:
+        for group in groups:
+            own = [x for x, section in zip(at, sections, strict=True) if section == group]
+            middle, top = (own[0] + own[-1]) / 2, ax.get_xaxis_transform()
+            ax.text(middle, 0.98, group, fontsize=8, ha="center", va="top", transform=top)
     for j, (name, color) in enumerate(zip(names, colors, strict=True)):
         shift = (j - (len(names) - 1) / 2) * width
         for i, r in enumerate(rows):
@@ -34,15 +42,15 @@ def bars(data: Any, path: Path) -> None:
             label = name if i == 0 and len(names) > 1 else None
             if found := cell.get("yours") or measured(cell):
                 high, spread = found["mean"], found["std"] or 0.0
-                ax.bar(i + shift, high, width, yerr=spread, color=color, alpha=0.85)
+                ax.bar(at[i] + shift, high, width, yerr=spread, color=color, alpha=0.85)
                 above = max(high, cell.get("mean", high))
-                ax.text(i + shift, above, f"{high:.1f}", ha="center", va="bottom")
+                ax.text(at[i] + shift, above, f"{high:.1f}", ha="center", va="bottom")
             if cell.get("n") and "yours" in cell:
-                ends = [i + shift - width / 2, i + shift + width / 2]
+                ends = [at[i] + shift - width / 2, at[i] + shift + width / 2]
                 ax.plot(ends, [cell["mean"]] * 2, "k-", lw=2)
             if "published" in cell:
                 inside = "black" if cell["verified"] else "none"
-                ax.plot(i + shift, cell["published"], "kD", ms=5, markerfacecolor=inside)
+                ax.plot(at[i] + shift, cell["published"], "kD", ms=5, markerfacecolor=inside)
             if label:
                 ax.bar(0, 0, color=color, label=label)
     if any("yours" in c and c.get("n") for r in rows for c in r["cells"].values()):
@@ -56,9 +64,9 @@ def bars(data: Any, path: Path) -> None:
     tilt = 25 if sum(len(r["name"]) for r in rows) > 50 else 0
     side = "right" if tilt else "center"
     words = [r["name"] for r in rows]
-    ax.set_xticks(range(len(rows)), words, rotation=tilt, ha=side, fontsize=8)
+    ax.set_xticks(at, words, rotation=tilt, ha=side, fontsize=8)
     ax.set_ylabel(unit)
-    ax.margins(y=0.12)
+    ax.margins(y=0.12 if len(groups) == 1 else 0.2)
     ax.grid(axis="y", alpha=0.3)
     ax.set_title(data["title"], fontsize=10)
     save(figure, path)
