@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from conftest import icosphere
 
 from geodl.errors import UserError
 from geodl.shapespace.metric import H2
+from geodl.shapespace.path import geodesic, resampled, shoot, straight
 
 ZERO = dict.fromkeys(("a0", "a1", "b1", "c1", "d1", "a2"), 0.0)
 
@@ -54,3 +56,57 @@ def test_the_metric_does_not_see_where_a_shape_stands_and_has_the_right_derivati
     assert torch.autograd.gradcheck(lambda p: metric.energy(p, face), path, rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match="zero or more"):
         H2(a1=-1.0)
+
+
+def bar(angle, rings=13, side=2, width=0.314, length=2.0):
+    """A bar whose middle third is bent by an angle."""
+    corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * width / 2
+    share = np.arange(side)[:, None] / side
+    walls = zip(corners, np.roll(corners, -1, axis=0), strict=True)
+    ring = np.concatenate([a + (b - a) * share for a, b in walls])
+    n, last = len(ring), (rings - 1) * len(ring)
+    x = np.repeat(np.linspace(0, length, rings), n)
+    pos = np.column_stack([x, np.tile(ring, (rings, 1))])
+    pos = np.vstack([pos, [[0, 0, 0], [length, 0, 0]]])
+    face = []
+    for i in range(rings - 1):
+        for j in range(n):
+            a, b = i * n + j, i * n + (j + 1) % n
+            c, d = a + n, b + n
+            face += [[a, c, b], [b, c, d]] if (i + j) % 2 else [[a, c, d], [a, d, b]]
+    for j in range(n):
+        face += [[len(pos) - 2, j, (j + 1) % n], [len(pos) - 1, last + (j + 1) % n, last + j]]
+    third = length / 3
+    turn = angle * np.clip((pos[:, 0] - third) / third, 0, 1)
+    radius = third / angle if angle else 0.0
+    before, behind = np.minimum(pos[:, 0], third), np.maximum(pos[:, 0] - 2 * third, 0)
+    if not angle:
+        before = pos[:, 0] - behind
+    along = before + radius * np.sin(turn) + behind * np.cos(turn) - pos[:, 1] * np.sin(turn)
+    aside = radius * (1 - np.cos(turn)) + behind * np.sin(turn) + pos[:, 1] * np.cos(turn)
+    return torch.from_numpy(np.column_stack([along, aside, pos[:, 2]])), torch.tensor(face)
+
+
+def distance(a, b):
+    """Mean distance of vertices after the best rigid motion."""
+    a, b = a - a.mean(0), b - b.mean(0)
+    u, _, v = torch.linalg.svd(a.T @ b)
+    flip = torch.ones(3, dtype=a.dtype)
+    flip[2] = torch.linalg.det(u @ v)
+    return float((a @ (u * flip) @ v - b).norm(dim=1).mean())
+
+
+def test_the_shortest_path_between_two_bends_is_a_bend_and_shooting_finds_its_end():
+    (q0, face), (q1, _), (middle, _) = bar(0), bar(math.pi / 2), bar(math.pi / 4)
+    metric = H2()
+    path = geodesic(q0, q1, face, metric, times=(3, 5))
+    line = straight(q0, q1, 5)
+    assert distance(line[2], middle) > 0.07 > 0.012 > distance(path[2], middle)
+    energy = float(metric.energy(path, face))
+    assert energy < 0.25 * float(metric.energy(line, face))
+    assert float(metric.energy(path.flip(0), face)) == pytest.approx(energy, rel=1e-9)
+    shot = shoot(q0, 4 * (path[1] - path[0]), face, metric, times=5)
+    assert (shot[-1] - q1).norm() < 0.05 * (q1 - q0).norm()
+    torch.testing.assert_close(resampled(line, 9), straight(q0, q1, 9))
+    with pytest.raises(UserError, match="the same vertices"):
+        geodesic(q0, q1[1:], face, metric)
