@@ -255,7 +255,7 @@ def test_nested_targets_are_checked_too():
     [
         ({"widht": 3}, r"encoder.widht: DiffusionNet has no such option; it has .*width"),
         ({"width": "wide"}, r"encoder.width=wide is not of type int"),
-        ({"diffusion": "fast"}, r"encoder.diffusion=fast is not of type Literal"),
+        ({"diffusion": "fast"}, r"encoder.diffusion=fast is not known: choose one of spectral"),
     ],
 )
 def test_options_are_checked_by_name_and_type(options, message):

@@ -159,7 +159,7 @@ def test_segments_of_edges_have_the_authors_number_of_parameters():
     spec = DataSpec(parts=tuple("abcdefgh"), label_on="edge")
     encoder = MeshCNN(3, spec, "edge")
     assert sum(p.numel() for p in encoder.parameters()) == 2_279_720
-    with pytest.raises(UserError, match=r"pool=\[10\] has a positive number"):
+    with pytest.raises(UserError, match=r"pool=\[10\] must have a number of edges"):
         MeshCNN(3, spec, "edge", widths=[16, 16, 16], pool=[10])
 
 

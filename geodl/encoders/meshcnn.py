@@ -130,12 +130,18 @@ class MeshCNN(Encoder):
             pool = (600, 450, 300, 180) if whole else (1800, 1350, 600)
         if blocks is None:
             blocks = 1 if whole else 3
-        fits = len(widths) - len(pool) in ((0, 1) if whole else (1,)) and min(pool, default=1) > 0
-        if not fits or not widths or blocks < 0 or any(w < 1 or w % GROUPS for w in widths):
+        if not widths or blocks < 0 or any(w < 1 or w % GROUPS for w in widths):
             raise UserError(
-                f"encoder.widths={list(widths)} must be multiples of {GROUPS}, pool={list(pool)} "
-                f"has a positive number of edges for each {'or each ' * whole}but the last, "
-                f"blocks={blocks} is 0 or more."
+                f"encoder.widths={list(widths)} must be multiples of {GROUPS}, one for each level, "
+                f"and encoder.blocks={blocks} 0 or more."
+            )
+        levels = len(widths) - 1
+        if len(pool) not in ((levels, levels + 1) if whole else (levels,)) or any(
+            n < 1 for n in pool
+        ):
+            raise UserError(
+                f"encoder.pool={list(pool)} must have a number of edges for each step to the next "
+                f"level, {levels} of them{' or one more' if whole else ''} with these widths."
             )
         self.needs = Needs.of(Edges())
         self.pool, self.blocks = list(pool), blocks

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import inspect
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
@@ -265,6 +266,9 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
             groups[key] = replace(parameters[key].default, **inner)
         elif not is_bearable(value, hints[key], conf=BeartypeConf(is_pep484_tower=True)):
             wanted = str(parameters[key].annotation).replace("typing.", "")
+            if words := re.findall(r"Literal\[(.*?)\]", wanted):
+                known = ", ".join(w.strip(" '\"") for w in words[0].split(","))
+                raise UserError(f"{place}.{key}={value} is not known: choose one of {known}.")
             raise UserError(f"{place}.{key}={value} is not of type {wanted}.")
     return groups
 

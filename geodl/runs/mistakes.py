@@ -147,11 +147,10 @@ def explain(error: BaseException) -> str | None:
             key = match.group(1)
             full = re.search(r"full_key: (\S+)", text)
             where = full.group(1) if full else key
-            return (
-                f"{where} is not an option{_suggest(where)}; the listing in configs/ has them all."
-            )
+            rest = _suggest(where) or "; the listing in configs/ has them all."
+            return f"{where} is not an option{rest}"
         if match := re.search(r"Could not override '([^']+)'", text):
-            return f"{match.group(1)} is not an option{_suggest(match.group(1))}."
+            return f"{match.group(1)} is not an option{_suggest(match.group(1)) or '.'}"
         if match := re.search(r"Could not find '([^']+)'", text):
             return f"{match.group(1)} does not exist: see geodl mode=list."
     return next((t for t in texts if t), type(error).__name__).split(" full_key:")[0]
