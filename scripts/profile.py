@@ -287,12 +287,9 @@ class Bench:
         peer = self.peer("Pointnet_Pointnet2_pytorch/models", "pointnet2_cls_ssg")
         shapes = [Shape(_ball(1024), category=torch.tensor(i)) for i in range(24)]
         x, y = torch.stack([s.pos.T for s in shapes]), torch.arange(24)
-        spec = DataSpec(classes=tuple(map(str, range(40))))
-        words = ["encoder=pointnet2", "features=none", f"threads={self.threads}"]
-        task = build_task(compose(words), spec)
         model, loss = peer.get_model(40, False), peer.get_loss()
         step = train(model, lambda: loss(*_args(model(x), y)))
-        times = interleaved(step, train(task, lambda: _loss(task, shapes)), self.runs)
+        times = interleaved(step, self._classifier("pointnet2", "none", shapes), self.runs)
         yield Row("PointNet++ step, 24 x 1,024 points", "Pointnet_Pointnet2_pytorch", *times)
 
     def _classifier(self, encoder: str, features: str, shapes: list[Shape]) -> Callable[[], None]:

@@ -60,7 +60,7 @@ def spectrum(geometry: Geometry, k: int) -> tuple[Array, Array, Array]:
         try:
             theta, evecs = _largest(factor((scaled + shift * sp.identity(n)).tocsr()), n, k)
             evals = 1.0 / theta - shift
-        except ValueError:  # such as vertices whose areas differ by ten powers of ten
+        except ValueError:  # it can fail where its space grows as large as a mesh of 500 vertices
             if n > STILL_DENSE:
                 raise
             evals, evecs = _dense(lap, root, k)
