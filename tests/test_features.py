@@ -77,3 +77,8 @@ def test_scaling_rescales_operators_exactly(cache):
 def test_an_empty_list_is_refused():
     with pytest.raises(UserError, match="empty"):
         Concat([])
+
+
+def test_logarithms_of_signatures(shapes):
+    batch = ShapeBatch.pack(shapes)
+    assert torch.allclose(HKS(8, 64, log=True)(batch), HKS(8, 64)(batch).log())

@@ -11,6 +11,7 @@ from geodl.encoders.geodesic_cnn import GeodesicConv, Patches
 from geodl.encoders.meshcnn import MeshCNN
 from geodl.errors import UserError
 from geodl.nn.meshpool import Level, collapsed
+from geodl.nn.poisson import Faces
 from geodl.ops.edges import edge_fields
 from geodl.ops.geometry import Geometry
 from geodl.shape import Operators, Shape, ShapeBatch
@@ -195,3 +196,14 @@ def test_the_two_streams_hardly_depend_on_how_a_shape_stands(shapes):
         batch = ShapeBatch.pack([s])
         codes.append(encoder(shape.pos, batch).at("whole"))
     assert (codes[0] - codes[1]).abs().max() < 0.05 * codes[0].abs().max()
+
+
+def test_poisson_is_solved_on_meshes_with_triangles_without_area():
+    pos, face = grid(6)
+    face = np.concatenate([face, [[0, 1, 2], [0, 0, 1]]])  # in a line, and with an empty side
+    shape = Shape(torch.from_numpy(pos).float(), torch.from_numpy(face).long())
+    batch = ShapeBatch.pack([shape])
+    faces = Faces(batch)
+    u = batch.pos[:, :1]
+    found = faces.poisson(faces.grad(u), batch)
+    assert (found - u).std() < 1e-3  # the same function, but for a constant

@@ -18,6 +18,7 @@ from geodl.ops.spectrum import factor
 from geodl.shape import ShapeBatch
 
 EPS = 1e-6  # added to the stiffness matrix, which is free of units, so that it has an inverse
+SLIVER = 1e-6  # height of the thinnest triangle that counts as it is, over its longest side
 SIDES = 128  # right-hand sides that the solver takes at once
 
 
@@ -33,7 +34,9 @@ class Faces:
         tiny = torch.finfo(torch.float32).tiny
         x = (l1**2 + l2**2 - l0**2) / (2 * l2).clamp(min=tiny)
         y = (l1**2 - x**2).clamp(min=0).sqrt()
-        double = (l2 * y).clamp(min=tiny)  # twice the area
+        longest = torch.maximum(torch.maximum(l0, l1), l2)
+        # Twice the area; slivers count as thin triangles, or the system is not positive definite.
+        double = torch.maximum(l2 * y, SLIVER * longest.square()).clamp(min=tiny)
         none = torch.zeros_like(x)
         real, imaginary = torch.stack([-y, y, none], 1), torch.stack([x - l2, -x, l2], 1)
         value = torch.cat([real, imaginary]) / double.repeat(2)[:, None]
