@@ -6,7 +6,7 @@ A tangent vector of a face is a complex number, in the frame whose real axis is 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -71,7 +71,7 @@ class Faces:
         y (2 f c)."""
         forth, back = self.gradient
         divergence = product((y * self.area[:, None]).flatten(0, 1), back, forth)
-        u = _Solve.apply(divergence, self._solver)
+        u = solved(divergence, self._solver)
         return u - batch.spread(batch.mean(u, self.mass))
 
     @functools.cached_property
@@ -90,6 +90,11 @@ def faces_of(batch: ShapeBatch) -> Faces:
     if "faces" not in batch.cache:
         batch.cache["faces"] = Faces(batch)
     return batch.cache["faces"]
+
+
+def solved(b: Tensor, solver: Any) -> Tensor:
+    """The columns of b (n c), each the right side of a symmetric system that was factorised."""
+    return cast(Tensor, _Solve.apply(b, solver))
 
 
 class _Solve(torch.autograd.Function):

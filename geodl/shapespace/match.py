@@ -1,0 +1,70 @@
+"""From a mesh to a surface that has other triangles: paths that end near it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from geodl.losses import Kernel, inner, triangles
+from geodl.shapespace.metric import H2
+from geodl.shapespace.path import Smoothing, minimised, resampled
+
+
+@dataclass(frozen=True)
+class Stage:
+    """sigma: width of the kernel between surfaces | weight: of their squared distance beside the
+    path's energy | times: meshes on the path | iterations: of L-BFGS, at most."""
+
+    sigma: float
+    weight: float
+    times: int = 2
+    iterations: int = 100
+
+
+# For surfaces of area one: first where the limbs are, then the surface.
+STAGES = (Stage(0.4, 1e4), Stage(0.15, 1e6), Stage(0.06, 1e8), Stage(0.03, 1e9, 3))
+
+
+def matched(
+    q0: Float[Tensor, "v 3"],
+    face: Int[Tensor, "f 3"],
+    target: Float[Tensor, "w 3"],
+    target_face: Int[Tensor, "g 3"],
+    metric: H2,
+    stages: Sequence[Stage] = STAGES,
+    kernel: Kernel = "varifold",
+    basis: Float[Tensor, "m v 3"] | None = None,
+) -> Float[Tensor, "t v 3"]:
+    """A path of meshes from q0 whose end lies on the target, without correspondence: the energy of
+    the path plus weight times the squared kernel distance between its end and the target, each
+    stage from what the one before found (Hartman et al. 2023, 4.2; with a basis, the code retrieval
+    of BaRe-ESA 2023, where meshes are q0 plus a combination of the m fields of the basis).
+
+    Both surfaces should have about area one and stand in the same place.
+    """
+    other = triangles(target, target_face)
+    start = q0 if basis is None else q0.new_zeros(len(basis))
+    x = start[None]
+    smooth = Smoothing(q0, face) if basis is None else None
+
+    def meshes(x: Tensor) -> Tensor:
+        later = x if basis is None else q0 + torch.tensordot(x, basis, 1)
+        return torch.cat([q0[None], later])
+
+    for stage in stages:
+        fixed = inner(*other, *other, kernel, stage.sigma)
+
+        def objective(x: Tensor, stage: Stage = stage, fixed: Tensor = fixed) -> Tensor:
+            path = meshes(x)
+            own = triangles(path[-1], face)
+            across = inner(*own, *other, kernel, stage.sigma)
+            distance = inner(*own, *own, kernel, stage.sigma) - 2 * across + fixed
+            return metric.energy(path, face) + stage.weight * distance
+
+        x = resampled(torch.cat([start[None], x]), stage.times)[1:]
+        x = minimised(objective, x, stage.iterations, smooth)
+    return meshes(x)
