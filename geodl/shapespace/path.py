@@ -27,8 +27,8 @@ def straight(
     return (1 - t) * q0 + t * q1
 
 
-def resampled(path: Float[Tensor, s * m], times: int) -> Float[Tensor, t * m]:
-    """The path at other times, straight in between."""
+def resampled(path: Tensor, times: int) -> Tensor:
+    """The path (s ..) at other times (t ..), straight in between."""
     at = torch.linspace(0, len(path) - 1, times, dtype=path.dtype, device=path.device)
     low = at.floor().long().clamp(max=len(path) - 2)
     share = (at - low).view(-1, *[1] * (path.dim() - 1))
