@@ -92,6 +92,7 @@ def test_every_experiment_builds(name):
 
 # Files that are the same component with other options, and say so.
 VARIANTS = {
+    "metric/soft",
     "encoder/pointnet_tnets",
     "data/modelnet40",
     *(f"data/{n}" for n in ("scape_r", "shrec19_r", "tosca", "tosca_noniso")),

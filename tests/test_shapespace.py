@@ -1,15 +1,22 @@
 """Elastic metrics and paths, against closed forms on the sphere and a bar that is bent."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+import trimesh
 from conftest import icosphere
 
 from geodl.errors import UserError
+from geodl.runs.compose import compose
+from geodl.runs.interpolate import interpolate
+from geodl.runs.mistakes import validate
+from geodl.shapespace import match
+from geodl.shapespace.match import Stage, matched
 from geodl.shapespace.metric import H2
-from geodl.shapespace.path import geodesic, resampled, shoot, straight
+from geodl.shapespace.path import Smoothing, geodesic, resampled, shoot, straight
 
 ZERO = dict.fromkeys(("a0", "a1", "b1", "c1", "d1", "a2"), 0.0)
 
@@ -110,3 +117,82 @@ def test_the_shortest_path_between_two_bends_is_a_bend_and_shooting_finds_its_en
     torch.testing.assert_close(resampled(line, 9), straight(q0, q1, 9))
     with pytest.raises(UserError, match="the same vertices"):
         geodesic(q0, q1[1:], face, metric)
+
+
+def test_smoothing_keeps_constants_and_its_derivative_is_its_transpose():
+    q, face = sphere(1)
+    smooth = Smoothing(q, face)
+    torch.testing.assert_close(smooth(torch.ones_like(q)), torch.ones_like(q))
+    torch.manual_seed(0)
+    u, w = torch.randn(2, 2, *q.shape, dtype=q.dtype)
+    (slope,) = torch.autograd.grad((smooth(u.requires_grad_()) * w).sum(), u)
+    assert float((slope * w).sum()) == pytest.approx(float((smooth(w) * w).sum()))
+    assert smooth(u).std() < 0.8 * u.std()
+
+
+@pytest.mark.parametrize("kernel", ["varifold", "current"])
+def test_a_mesh_is_fitted_to_a_surface_with_other_triangles(kernel):
+    q, face = sphere(2)
+    pos, other = sphere(3)
+    axes = torch.tensor([1.25, 1.0, 0.8], dtype=q.dtype)
+    q, target = q / math.sqrt(4 * math.pi), pos * axes / math.sqrt(4 * math.pi)
+    stages = (Stage(0.3, 1e4, 2, 30), Stage(0.1, 1e6, 2, 60))
+    metric = H2(1.0, 100.0, 100.0, 10.0, 0.1, 1.0)
+    path = matched(q, face, target, other, metric, stages, kernel)
+    where = (path[-1] / (axes / math.sqrt(4 * math.pi))).norm(dim=1)  # 1 on the ellipsoid
+    assert (where - 1).abs().mean() < 0.012  # 0.12 for the sphere
+    # With the one field that makes the ellipsoid as a basis, its coefficient is found.
+    basis = (q * (axes - 1))[None]
+    code = matched(q, face, target, other, metric, stages, kernel, basis)[-1] - q
+    assert float((code * basis[0]).sum() / basis.square().sum()) == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_fine_mesh_is_fitted_by_way_of_a_coarse_one(monkeypatch):
+    monkeypatch.setattr(match, "ENOUGH", 150)
+    q, face = sphere(3)  # 642 vertices
+    pos, other = sphere(2)
+    scale = 1 / math.sqrt(4 * math.pi)
+    axes = torch.tensor([1.1, 1.0, 0.9], dtype=q.dtype)
+    metric = H2(1.0, 100.0, 100.0, 10.0, 0.1, 1.0)
+    found = match.registered(q * scale, face, pos * axes * scale, other, metric)
+    where = (found / (axes * scale)).norm(dim=1)
+    assert (where - 1).abs().mean() < 0.02  # the target's own triangles lie inside by 0.01
+
+
+def test_interpolate_writes_meshes_a_picture_and_a_film(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    q, face = sphere(2)
+    pos, other = sphere(1)
+    for name, p, f in (
+        ("ball", q, face),
+        ("egg", q * torch.tensor([1.2, 1.0, 1.0]) + 3, face),
+        ("coarse", pos * 1.1, other),
+        ("large", q * 10, face),
+    ):
+        trimesh.Trimesh(p.numpy(), f.numpy(), process=False).export(f"{name}.ply")
+    np.savetxt("cloud.xyz", q.numpy())
+    words = ["mode=interpolate", "times=5", "metric=soft"]
+    said = interpolate(compose([*words, "input=[ball.ply,egg.ply]"]))
+    folder = tmp_path / "outputs/interpolate/ball.ply-egg.ply"
+    assert said.endswith(str(folder.relative_to(tmp_path)))
+    assert sorted(f.name for f in folder.iterdir()) == sorted(
+        [*(f"{i:02d}.ply" for i in range(5)), "path.gif", "path.json", "path.png"]
+    )
+    ends = [trimesh.load(folder / f"{i:02d}.ply", process=False).vertices for i in (0, 4)]
+    np.testing.assert_allclose(ends[0], q, atol=1e-5)
+    np.testing.assert_allclose(ends[1], q * torch.tensor([1.2, 1.0, 1.0]) + 3, atol=1e-5)
+    row = json.loads((folder / "path.json").read_text())[0]
+    assert row["same_faces"] and row["energy"] < row["energy_of_straight"]
+    interpolate(compose([*words, "input=[ball.ply,egg.ply]"]))  # the same place again
+    interpolate(compose([*words, "input=[ball.ply,coarse.ply]", "output=there"]))
+    last = trimesh.load("there/04.ply", process=False).vertices
+    assert abs(np.linalg.norm(last, axis=1).mean() - 1.06) < 0.03  # its triangles lie inside 1.1
+    with pytest.raises(UserError, match="output=there holds other files"):
+        interpolate(compose([*words, "input=[ball.ply,egg.ply]", "output=there"]))
+    with pytest.raises(UserError, match="100 times the area of ball.ply"):
+        interpolate(compose([*words, "input=[ball.ply,large.ply]"]))
+    with pytest.raises(UserError, match="cloud.xyz is a point cloud"):
+        interpolate(compose([*words, "input=[ball.ply,cloud.xyz]"]))
+    for given in ("a.ply", "[a.ply]", "[a.ply,b.ply,c.ply]"):
+        with pytest.raises(UserError, match="needs two meshes"):
+            validate(compose(["mode=interpolate", f"input={given}"]))

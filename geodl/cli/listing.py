@@ -15,6 +15,7 @@ GROUPS = (
     "optim",
     "schedule",
     "experiment",
+    "metric",
     "table",
     "sweep",
 )

@@ -31,6 +31,7 @@ MODES = {
     "train": "geodl.runs.train:train",
     "eval": "geodl.runs.evaluate:evaluate",
     "predict": "geodl.runs.predict:predict",
+    "interpolate": "geodl.runs.interpolate:interpolate",
     "prepare": "geodl.runs.prepare:prepare",
     "table": "geodl.results.tables:table",
     "report": "geodl.results.report:report",

@@ -37,6 +37,7 @@ from geodl.features import Feature
 from geodl.ops.cache import Cache
 from geodl.perturb import Perturbation
 from geodl.schedules import Schedule
+from geodl.shapespace.metric import H2
 from geodl.spec import DataSpec
 from geodl.tasks.base import Setup, Task
 
@@ -50,6 +51,7 @@ SLOTS: dict[str, type] = {
     "augment": Augmentation,
     "optim": torch.optim.Optimizer,
     "schedule": Schedule,
+    "metric": H2,
     "callbacks": L.Callback,
     "logger": Logger,
     "test": Perturbation,

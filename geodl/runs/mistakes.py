@@ -6,13 +6,14 @@ import difflib
 import errno
 import re
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from geodl.errors import UserError
 from geodl.runs.compose import config_dir
 
-MODES = ("train", "eval", "predict", "prepare", "list", "table", "report")
+MODES = ("train", "eval", "predict", "interpolate", "prepare", "list", "table", "report")
 
 
 def validate(cfg: Any) -> None:
@@ -32,6 +33,7 @@ def validate(cfg: Any) -> None:
         ("workers", 0),
         ("threads", 1),
         ("stop_code", 0),
+        ("times", 3),
     ):
         integer(key, low)
     if cfg.select not in ("last", "val", "test"):
@@ -46,6 +48,10 @@ def validate(cfg: Any) -> None:
         )
     if cfg.mode == "predict" and not cfg.input:
         raise UserError("mode=predict needs ckpt=<a .ckpt file> and input=<a file or folder>.")
+    if cfg.mode == "interpolate" and (
+        not isinstance(cfg.input, Sequence) or isinstance(cfg.input, str) or len(cfg.input) != 2
+    ):
+        raise UserError("mode=interpolate needs two meshes: give input=[a.ply,b.ply].")
     if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):
         raise UserError(
             "mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>."

@@ -48,7 +48,7 @@ def predict(cfg: DictConfig) -> str:
         "checkpoint": model,
         "input": [str(Path(str(one)).expanduser().resolve()) for one in _listed(cfg.input)],
     }
-    target = _place(cfg, name, made_of)
+    target = place(cfg, f"predict/{record.valid_name(name)}", made_of, "predictions.json")
     given = process, Cache(paths(cfg).cache), _category(task, cfg.category)
     # All mistakes before any output.
     shapes = [[own_shape(f, task.needs, task.out, *given) for f in group] for group in groups]
@@ -129,39 +129,39 @@ def _grouped(files: list[Path], task: Task) -> list[list[Path]]:
     return [files] if n > 1 else [[file] for file in files]
 
 
-def _place(cfg: DictConfig, name: str, made_of: dict[str, Any]) -> Path:
-    """Where predictions go: ``output``, or ``<outputs>/predict/<name of the model>/<input>``, with
-    a number where that holds those of another input or checkpoint of the same name.
+def place(cfg: DictConfig, above: str, made_of: dict[str, Any], file: str) -> Path:
+    """Where what was made of the user's shapes goes: ``output``, or ``<outputs>/<above>/<input>``,
+    with a number where that holds what was made of others of the same name. ``file`` in it says of
+    what.
 
     Raises:
-        UserError: ``output`` holds others.
+        UserError: ``output`` holds something else.
     """
     if cfg.output:
         target = Path(cfg.output).expanduser()
-        if _others(target, made_of):
+        if _others(target, made_of, file):
             raise UserError(
-                f"output={cfg.output} holds other files, or the predictions of another input or "
-                "checkpoint: name a folder of its own."
+                f"output={cfg.output} holds other files, or what was made of another input or "
+                "by another model: name a folder of its own."
             )
         return target
-    run = record.valid_name(name)
     names = [Path(p).name for p in made_of["input"]]
     title = "-".join(names[:4]) + (f"-and-{len(names) - 4}-more" if len(names) > 4 else "")
-    above = Path(cfg.paths.outputs).expanduser() / "predict" / run
-    target, n = above / record.valid_name(title), 1
-    while _others(target, made_of):
+    folder, n = Path(cfg.paths.outputs).expanduser() / above, 1
+    target = folder / record.valid_name(title)
+    while _others(target, made_of, file):
         n += 1
-        target = above / f"{record.valid_name(title)}-{n}"
+        target = folder / f"{record.valid_name(title)}-{n}"
     return target
 
 
-def _others(target: Path, made_of: dict[str, Any]) -> bool:
-    """Whether a folder holds anything but predictions that were made of the same."""
+def _others(target: Path, made_of: dict[str, Any], file: str) -> bool:
+    """Whether a folder holds anything but what was made of the same."""
     if not target.exists():
         return False
     if not target.is_dir():
         return True
-    rows: Any = record.read_json(target / "predictions.json")
+    rows: Any = record.read_json(target / file)
     first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
     return any(target.iterdir()) and any(first.get(k) != v for k, v in made_of.items())
 

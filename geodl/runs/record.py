@@ -44,6 +44,8 @@ NOT_HASHED = [
     "ckpt",
     "input",
     "output",
+    "times",
+    "metric",
     "clean",
     "category",
     "allow",

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from geodl.losses import Kernel, inner, triangles
+from geodl.ops.hierarchy import coarser
+from geodl.ops.remesh import simplify
 from geodl.shapespace.metric import H2
 from geodl.shapespace.path import Smoothing, minimised, resampled
 
@@ -38,17 +41,19 @@ def matched(
     stages: Sequence[Stage] = STAGES,
     kernel: Kernel = "varifold",
     basis: Float[Tensor, "m v 3"] | None = None,
+    path: Float[Tensor, "t v 3"] | None = None,
 ) -> Float[Tensor, "t v 3"]:
     """A path of meshes from q0 whose end lies on the target, without correspondence: the energy of
     the path plus weight times the squared kernel distance between its end and the target, each
     stage from what the one before found (Hartman et al. 2023, 4.2; with a basis, the code retrieval
     of BaRe-ESA 2023, where meshes are q0 plus a combination of the m fields of the basis).
 
-    Both surfaces should have about area one and stand in the same place.
+    Both surfaces should have about area one and stand in the same place. ``path``: one to begin
+    with, without a basis.
     """
     other = triangles(target, target_face)
     start = q0 if basis is None else q0.new_zeros(len(basis))
-    x = start[None]
+    x = start[None] if path is None else path[1:]
     smooth = Smoothing(q0, face) if basis is None else None
 
     def meshes(x: Tensor) -> Tensor:
@@ -59,12 +64,43 @@ def matched(
         fixed = inner(*other, *other, kernel, stage.sigma)
 
         def objective(x: Tensor, stage: Stage = stage, fixed: Tensor = fixed) -> Tensor:
-            path = meshes(x)
-            own = triangles(path[-1], face)
+            found = meshes(x)
+            own = triangles(found[-1], face)
             across = inner(*own, *other, kernel, stage.sigma)
             distance = inner(*own, *own, kernel, stage.sigma) - 2 * across + fixed
-            return metric.energy(path, face) + stage.weight * distance
+            return metric.energy(found, face) + stage.weight * distance
 
         x = resampled(torch.cat([start[None], x]), stage.times)[1:]
         x = minimised(objective, x, stage.iterations, smooth)
     return meshes(x)
+
+
+LAST = (Stage(0.03, 1e9, 3, 30),)  # on all vertices, after STAGES on some
+ENOUGH = 1000  # vertices with which a surface is found
+
+
+def registered(
+    q0: Float[Tensor, "v 3"],
+    face: Int[Tensor, "f 3"],
+    target: Float[Tensor, "w 3"],
+    target_face: Int[Tensor, "g 3"],
+    metric: H2,
+) -> Float[Tensor, "v 3"]:
+    """The mesh q0 on another surface: the end of ``matched``, found with a thousand vertices of
+    each first. Areas and places as there."""
+    fine = len(q0) > 3 * ENOUGH // 2
+    few, few_faces = target, target_face
+    if len(target) > 3 * ENOUGH // 2:
+        small = simplify(target.cpu().numpy(), target_face.cpu().numpy(), ENOUGH)
+        few, few_faces = (torch.from_numpy(np.ascontiguousarray(x)) for x in small)
+        few = few.to(q0)
+    if not fine:
+        return matched(q0, face, few, few_faces, metric)[-1]
+    level = coarser(q0.cpu().numpy(), face.cpu().numpy(), ENOUGH)
+    down, up = torch.from_numpy(level.down), torch.from_numpy(level.up)
+    path = matched(q0[down], torch.from_numpy(level.face), few, few_faces, metric)
+    weight = torch.from_numpy(level.weight).to(q0)
+    moved = ((path[-1] - path[0])[up] * weight[..., None]).sum(1)
+    moved = Smoothing(q0, face, 0.05)(moved)  # without the creases of the coarse triangles
+    path = torch.stack([q0, q0 + moved])
+    return matched(q0, face, target, target_face, metric, LAST, path=path)[-1]

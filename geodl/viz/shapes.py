@@ -12,6 +12,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from geodl.atomic import atomic
 from geodl.ops.geometry import face_vectors, unit
 from geodl.viz.figure import save
 
@@ -260,8 +261,10 @@ def strips(
     up: str = "y",
     faces: Sequence[Sequence[NDArray[Any]]] | None = None,
     colors: Sequence[Sequence[NDArray[Any] | None]] | None = None,
+    titles: Sequence[str] = (),
 ) -> None:
-    """Rows of shapes (n v 3) that share their faces (f 3), unless ``faces`` has others."""
+    """Rows of shapes (n v 3) that share their faces (f 3), unless ``faces`` has others; a title for
+    every row."""
     columns = max(len(row) for row in shapes)
     figure = Figure(figsize=(max(3.0, 1.7 * columns), 2.1 * len(shapes)))
     for i, row in enumerate(shapes):
@@ -272,9 +275,36 @@ def strips(
                 faces[i][j] if faces else face,
                 colors[i][j] if colors else None,
                 front(up),
+                titles[i] if titles and j == 0 else "",
             )
     figure.subplots_adjust(wspace=0.02, hspace=0.02)
     save(figure, path)
+
+
+def film(
+    path: NDArray[Any], face: NDArray[Any], color: NDArray[Any] | None, file: Path, up: str = "y"
+) -> None:
+    """A .gif of meshes (t v 3), there and back."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    seen = np.asarray(path, np.float64) @ front(up).T
+    reach = 0.55 * float(np.ptp(seen, axis=1)[:, :2].max())
+    frames: list[Any] = []
+    for pos in path:
+        figure = Figure(figsize=(3.2, 3.2), facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        ax = figure.add_axes((0, 0, 1, 1))
+        draw(ax, pos, face, color, front(up))
+        ax.set_xlim(-reach, reach)  # the same for all
+        ax.set_ylim(-reach, reach)
+        canvas.draw()
+        frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()))
+    frames += frames[-2:0:-1]
+    with atomic(file) as part:
+        frames[0].save(
+            part, format="GIF", save_all=True, append_images=frames[1:], duration=120, loop=0
+        )
 
 
 def position_color(pos: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,0 +1,141 @@
+"""``mode=interpolate``: the shortest path between two meshes of the user's."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from geodl import viz
+from geodl.data import formats
+from geodl.data.files import write_ply
+from geodl.errors import UserError
+from geodl.ops.check import repair
+from geodl.ops.geometry import face_areas
+from geodl.runs import record
+from geodl.runs.build import allow, make
+from geodl.runs.predict import place
+from geodl.shapespace.match import registered
+from geodl.shapespace.metric import H2
+from geodl.shapespace.path import geodesic, straight
+
+log = logging.getLogger(__name__)
+Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
+ITERATIONS = 50  # for each number of meshes on the way
+
+
+def interpolate(cfg: DictConfig) -> str:
+    """The way from the first mesh to the second, on the first one's vertices, as ``times`` meshes,
+    a picture and a film. Meshes of the same faces correspond vertex by vertex; others are found
+    without correspondence, and then the last mesh lies on the second one's surface."""
+    began = time.monotonic()
+    torch.set_num_threads(cfg.threads)
+    metric: H2 = make("metric", cfg.metric, allow=allow(cfg))()
+    files = [Path(str(one)).expanduser() for one in cfg.input]
+    first, second = _meshes(files)
+    same = np.array_equal(first[1], second[1])
+    made_of = {
+        "input": [str(f.resolve()) for f in files],
+        "metric": OmegaConf.to_container(cfg.metric),
+        "times": cfg.times,
+    }
+    target = place(cfg, "interpolate", made_of, "path.json")
+
+    # In the metric's coordinates: around the first one's centre, its area one.
+    size, centers = _sizes(files, first, second)
+    q0, q1 = (
+        torch.from_numpy((pos - center) / size)
+        for (pos, _), center in zip((first, second), centers, strict=True)
+    )
+    face, other = torch.from_numpy(first[1]), torch.from_numpy(second[1])
+    if not same:
+        log.info("other faces: the first mesh is fitted to the second one's surface")
+        q1 = registered(q0, face, q1, other, metric)
+        log.info("fitted, %.0f s", time.monotonic() - began)
+    path: Tensor | None = None
+    for count in sorted({3, max(3, (cfg.times + 1) // 2), cfg.times}):
+        path = geodesic(q0, q1, face, metric, [count], ITERATIONS, path)
+        log.info("a path of %d meshes, %.0f s", count, time.monotonic() - began)
+    assert path is not None
+    line = straight(q0, q1, cfg.times)
+    shift = np.linspace(0, 1, cfg.times)[:, None, None] * (centers[1] - centers[0])
+    meshes, between = (p.numpy() * size + centers[0] + shift for p in (path, line))
+
+    record.make_folder(target)
+    color = viz.position_color(first[0])
+    for i, pos in enumerate(meshes):
+        painted = (color * 255).astype(np.uint8)
+        write_ply(target / f"{i:02d}.ply", pos, first[1], painted)
+    viz.strips(
+        [meshes, between],
+        first[1],
+        target / "path.png",
+        colors=[[color] * cfg.times] * 2,
+        titles=["shortest", "straight"],
+    )
+    viz.film(meshes, first[1], color, target / "path.gif")
+    energy, straight_energy = (float(metric.energy(p, face)) for p in (path, line))
+    middle = meshes[cfg.times // 2], between[cfg.times // 2], meshes[-1]
+    areas = [float(face_areas(pos, first[1]).sum()) / size**2 for pos in middle]
+    row: dict[str, Any] = {
+        "energy": round(energy, 4),
+        "energy_of_straight": round(straight_energy, 4),
+        "area_halfway": round(areas[0], 4),
+        "area_halfway_straight": round(areas[1], 4),
+        "area_at_the_end": round(areas[2], 4),
+        "same_faces": same,
+        "seconds": round(time.monotonic() - began, 1),
+    }
+    record.write_json(target / "path.json", [row | made_of])
+    return (
+        f"energy {energy:.4g} (straight: {straight_energy:.4g}), area half-way {areas[0]:.3f} "
+        f"(straight: {areas[1]:.3f}) of the first mesh's\n{target}"
+    )
+
+
+def _meshes(files: list[Path]) -> list[Mesh]:
+    """Positions and faces of both, mended; where they have the same faces, both in the same way."""
+    raw = [formats.read(file) for file in files]
+    for file, mesh in zip(files, raw, strict=True):
+        if len(mesh.face) == 0:
+            raise UserError(f"{file} is a point cloud, and a path is of meshes: give a mesh.")
+    mended: list[Any] = []
+    for file, mesh in zip(files, raw, strict=True):
+        try:
+            mended.append(repair(mesh.pos, mesh.face))
+        except ValueError as error:
+            raise UserError(f"{file} cannot be used: {error}.") from error
+    a, b = raw
+    if len(a.pos) == len(b.pos) and np.array_equal(a.face, b.face):
+        kept = mended[0]
+        return [(np.asarray(m.pos, np.float64)[kept.vertex], kept.face) for m in raw]
+    return [(m.pos, m.face) for m in mended]
+
+
+def _sizes(files: list[Path], first: Mesh, second: Mesh) -> tuple[float, list[NDArray[np.float64]]]:
+    """The root of the first one's area, and the centres (3) of both surfaces.
+
+    Raises:
+        UserError: one is many times as large as the other.
+    """
+    areas = [face_areas(*mesh) for mesh in (first, second)]
+    centers = [
+        (area[:, None] * pos[face].mean(1)).sum(0) / area.sum()
+        for area, (pos, face) in zip(areas, (first, second), strict=True)
+    ]
+    ratio = areas[1].sum() / areas[0].sum()
+    if not 0.1 < ratio < 10:
+        raise UserError(
+            f"{files[1].name} has {ratio:.3g} times the area of {files[0].name}: give both in the "
+            "same unit."
+        )
+    if not 0.8 < ratio < 1.25:
+        log.info("areas differ by a factor of %.2f: metric=soft is for other sizes", ratio)
+    return float(areas[0].sum() ** 0.5), centers
