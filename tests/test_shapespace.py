@@ -15,8 +15,10 @@ from geodl.runs.interpolate import interpolate
 from geodl.runs.mistakes import validate
 from geodl.shapespace import match
 from geodl.shapespace.match import Stage, matched
+from geodl.shapespace.mean import karcher_mean, tangent_pca
 from geodl.shapespace.metric import H2
 from geodl.shapespace.path import Smoothing, geodesic, resampled, shoot, straight
+from geodl.shapespace.transport import motion_transfer, transported
 
 ZERO = dict.fromkeys(("a0", "a1", "b1", "c1", "d1", "a2"), 0.0)
 
@@ -117,6 +119,40 @@ def test_the_shortest_path_between_two_bends_is_a_bend_and_shooting_finds_its_en
     torch.testing.assert_close(resampled(line, 9), straight(q0, q1, 9))
     with pytest.raises(UserError, match="the same vertices"):
         geodesic(q0, q1[1:], face, metric)
+
+
+def test_the_mean_of_two_bends_is_half_a_bend():
+    (q0, face), (q1, _), (middle, _) = bar(0), bar(math.pi / 2), bar(math.pi / 4)
+    both = torch.stack([q0, q1])
+    assert distance(both.mean(0), middle) > 0.07
+    assert distance(karcher_mean(both, face, H2(), times=3), middle) < 0.02
+
+
+def test_tangent_pca_finds_orthonormal_fields_that_make_the_velocities():
+    torch.manual_seed(0)
+    q, face = sphere(1)
+    metric = H2(1.0, 3.0, 2.0, 5.0, 4.0, 0.5)
+    two = torch.randn(2, *q.shape, dtype=q.dtype)
+    weights = torch.randn(5, 2, dtype=q.dtype)
+    velocities = torch.tensordot(weights, two, 1)
+    fields, variance = tangent_pca(q, velocities, face, metric, 4)
+    assert len(fields) == 2, "there are no more"
+    for field in fields:
+        assert float(metric.norm(q, field, face)) == pytest.approx(1.0)
+    a, b = fields
+    assert float(metric.norm(q, a + b, face)) == pytest.approx(2.0), "orthogonal"
+    total = sum(float(metric.norm(q, h, face)) for h in velocities) / len(velocities)
+    assert float(variance.sum()) == pytest.approx(total)
+
+
+def test_a_bend_is_transferred_to_a_thicker_bar():
+    (q0, face), (bent, _) = bar(0), bar(math.pi / 4)
+    (thick, _), (goal, _) = bar(0, width=0.45), bar(math.pi / 4, width=0.45)
+    h = 0.5 * (geodesic(q0, bent, face, H2(), (3,))[1] - q0)
+    still = transported(h, torch.stack([q0, q0]), face, H2())
+    assert (still - h).norm() < 0.05 * h.norm(), "along a path that stays"
+    moved = motion_transfer(q0, bent, thick, face, H2())
+    assert distance(moved[-1], goal) < 0.5 * distance(thick, goal)
 
 
 def test_smoothing_keeps_constants_and_its_derivative_is_its_transpose():
