@@ -38,7 +38,7 @@ def tangent_pca(
     face: Int[Tensor, "f 3"],
     metric: H2,
     k: int,
-) -> tuple[Float[Tensor, "k v 3"], Float[Tensor, k]]:
+) -> tuple[Float[Tensor, "k v 3"], Tensor]:
     """Fields at q along which velocities (towards other meshes, say) vary most, orthonormal in the
     metric, and the mean square along each; the velocities are not centred. Fewer than k if there
     are fewer."""
