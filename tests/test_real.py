@@ -163,3 +163,42 @@ def test_faust_r_pairs_correspond(real):
     picked = torch.arange(0, 5000, 25)
     gaps = [(s.pos[s.landmark[picked]] - s.pos[s.landmark[picked + 1]]).norm(dim=1) for s in (a, b)]
     assert np.corrcoef(*gaps)[0, 1] > 0.5
+
+
+def test_a_body_is_found_with_a_basis_of_motions_and_identities(real):
+    """BaRe-ESA's first step: a body of an unknown person, with other triangles and without
+    correspondence, as a point of a space of 47 dimensions."""
+    from geodl.data.bodies import Bodies
+    from geodl.ops.remesh import simplify
+    from geodl.shapespace.match import Stage, matched
+    from geodl.shapespace.mean import tangent_pca
+    from geodl.shapespace.metric import H2
+
+    data = Bodies(real("faust_r.tar.xz"), vertices=400)
+    assert (len(data.items("train")), len(data.items("test"))) == (80, 20)
+    people = torch.stack([data.load(i).pos.double() for i in data.items("train")])
+    people = people.unflatten(0, (8, 10))  # person, pose
+    face = torch.from_numpy(data.selected[1])
+    q = people[:, 0].mean(0)
+    flat = H2(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+    motions = (people[:, 1:] - people[:, :1]).flatten(0, 1)
+    basis = torch.cat(
+        [
+            tangent_pca(q, motions, face, flat, 40)[0],
+            tangent_pca(q, people[:, 0] - q, face, flat, 7)[0],
+        ]
+    )
+    item = data.items("test")[3]
+    truth = data.load(item).pos.double()
+    scan = data.preprocess(data.scans.read(item), "vertex", data.cache).shape
+    pos, triangles = (torch.from_numpy(x) for x in simplify(scan.pos, scan.face, 600))
+    stages = (Stage(0.4, 1e4, 2, 40), Stage(0.15, 1e6, 2, 40), Stage(0.06, 1e8, 2, 60))
+
+    def error(found):
+        return float((found - truth).norm(dim=1).mean())
+
+    found = [
+        error(matched(q, face, pos.double(), triangles, H2(), stages, kernel, basis)[-1])
+        for kernel in ("varifold", "current")
+    ]
+    assert found[0] < 0.2 * error(q) and found[0] < found[1] < 0.4 * error(q)

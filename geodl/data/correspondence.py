@@ -148,6 +148,10 @@ class Remeshed(Source):
             raise UserError(f"{file} does not exist: every mesh needs its .vts file.")
         return read_vts(file)
 
+    def landmarks(self, name: str) -> NDArray[np.float64]:
+        """The template points (t 3) of a shape, as its file has it."""
+        return self.read(Item(name)).pos.double().numpy()[self._vts(name)]
+
     def read(self, item: Item) -> Shape:
         pos, face = read_mesh(self.folders[0] / f"{item.name}.off")
         landmark = self._vts(item.name)
