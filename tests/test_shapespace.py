@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -148,11 +149,15 @@ def test_tangent_pca_finds_orthonormal_fields_that_make_the_velocities():
 def test_a_bend_is_transferred_to_a_thicker_bar():
     (q0, face), (bent, _) = bar(0), bar(math.pi / 4)
     (thick, _), (goal, _) = bar(0, width=0.45), bar(math.pi / 4, width=0.45)
-    h = 0.5 * (geodesic(q0, bent, face, H2(), (3,))[1] - q0)
-    still = transported(h, torch.stack([q0, q0]), face, H2())
-    assert (still - h).norm() < 0.05 * h.norm(), "along a path that stays"
-    moved = motion_transfer(q0, bent, thick, face, H2())
-    assert distance(moved[-1], goal) < 0.5 * distance(thick, goal)
+    h = geodesic(q0, bent, face, H2(), (3,))[1] - q0
+    way = geodesic(q0, thick, face, H2(), (3,))
+    there = transported(h, way, face, H2())
+    back = transported(there, way.flip(0), face, H2())
+    assert (back - h).norm() < 0.06 * h.norm()
+    assert (there - h).norm() > 0.05 * h.norm(), "it is not the same field"
+    assert transported(0 * h, way, face, H2()).norm() < 1e-6
+    moved = motion_transfer(q0, bent, thick, face, H2(), (3,))
+    assert distance(moved[-1], goal) < 0.35 * distance(thick, goal)
 
 
 def test_smoothing_keeps_constants_and_its_derivative_is_its_transpose():
@@ -160,9 +165,9 @@ def test_smoothing_keeps_constants_and_its_derivative_is_its_transpose():
     smooth = Smoothing(q, face)
     torch.testing.assert_close(smooth(torch.ones_like(q)), torch.ones_like(q))
     torch.manual_seed(0)
-    u, w = torch.randn(2, 2, *q.shape, dtype=q.dtype)
+    u, v, w = torch.randn(3, 2, *q.shape, dtype=q.dtype)
     (slope,) = torch.autograd.grad((smooth(u.requires_grad_()) * w).sum(), u)
-    assert float((slope * w).sum()) == pytest.approx(float((smooth(w) * w).sum()))
+    assert float((slope * v).sum()) == pytest.approx(float((smooth(v) * w).sum()))
     assert smooth(u).std() < 0.8 * u.std()
 
 
@@ -195,6 +200,13 @@ def test_a_fine_mesh_is_fitted_by_way_of_a_coarse_one(monkeypatch):
     assert (where - 1).abs().mean() < 0.02  # the target's own triangles lie inside by 0.01
 
 
+def test_a_mesh_of_few_triangles_does_not_collapse():
+    (q, face), (pos, other) = sphere(0), sphere(2)
+    scale = 1 / math.sqrt(4 * math.pi)
+    found = match.registered(q * scale, face, pos * scale, other, H2())
+    assert 0.25 < found.norm(dim=1).mean() < 0.35  # 0.28, the sphere's own
+
+
 def test_interpolate_writes_meshes_a_picture_and_a_film(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     q, face = sphere(2)
@@ -204,6 +216,8 @@ def test_interpolate_writes_meshes_a_picture_and_a_film(tmp_path, monkeypatch):
         ("egg", q * torch.tensor([1.2, 1.0, 1.0]) + 3, face),
         ("coarse", pos * 1.1, other),
         ("large", q * 10, face),
+        ("shuffled", q * 1.1, face.flip(0).roll(1, 1)),
+        ("seams", (pos * 1.1)[other].flatten(0, 1), torch.arange(3 * len(other)).view(-1, 3)),
     ):
         trimesh.Trimesh(p.numpy(), f.numpy(), process=False).export(f"{name}.ply")
     np.savetxt("cloud.xyz", q.numpy())
@@ -223,6 +237,12 @@ def test_interpolate_writes_meshes_a_picture_and_a_film(tmp_path, monkeypatch):
     interpolate(compose([*words, "input=[ball.ply,coarse.ply]", "output=there"]))
     last = trimesh.load("there/04.ply", process=False).vertices
     assert abs(np.linalg.norm(last, axis=1).mean() - 1.06) < 0.03  # its triangles lie inside 1.1
+    seams = interpolate(compose([*words, "input=[ball.ply,seams.ply]", "times=4"]))
+    assert "half-way" in seams and Path("outputs/interpolate/ball.ply-seams.ply/03.ply").exists()
+    interpolate(compose([*words, "input=[ball.ply,shuffled.ply]"]))
+    row = json.loads(Path("outputs/interpolate/ball.ply-shuffled.ply/path.json").read_text())[0]
+    assert row["same_faces"] and row["area_halfway"] == pytest.approx(1.1, abs=0.01)
+    assert not list(Path("outputs/interpolate").glob(".*")), "nothing half-written"
     with pytest.raises(UserError, match="output=there holds other files"):
         interpolate(compose([*words, "input=[ball.ply,egg.ply]", "output=there"]))
     with pytest.raises(UserError, match="100 times the area of ball.ply"):

@@ -12,6 +12,7 @@ from geodl.data.correspondence import Remeshed
 from geodl.data.fetch import Paths
 from geodl.data.files import read_mesh
 from geodl.data.registered import Mesh, RegisteredData
+from geodl.errors import UserError
 from geodl.ops.cache import Arrays, digest
 from geodl.ops.check import repair
 from geodl.ops.geometry import Backend
@@ -40,40 +41,41 @@ class Bodies(RegisteredData):
 
     def __init__(self, paths: Paths, vertices: int = 1000, backend: Backend = "cotan") -> None:
         super().__init__(paths, None, backend)
+        if vertices < 50:
+            raise UserError(f"data.vertices={vertices}: a body has 50 or more.")
         self.about = vertices
         self.scans = Remeshed(paths)
         self.protocol = f"faust-bodies-{vertices}v"
 
-    def _scan(self, name: str) -> tuple[Mesh, NDArray[np.float64]]:
-        """A body as its file has it, and its template points (t 3)."""
-        meshes, _ = self.scans.folders
-        pos, face = read_mesh(meshes / f"{name}.off")
-        return (pos, face), self.scans.landmarks(name)
+    @property
+    def first(self) -> str:
+        """The body that the mesh is of."""
+        return self.splits()["train"][0].name
 
     @cached_property
     def _mesh(self) -> tuple[Arrays, NDArray[np.int64], NDArray[np.float64]]:
         """The mesh on the first body, and which template points its vertices follow, by how much
         (v 6)."""
-        (pos, face), points = self._scan(self.splits()["train"][0].name)
+        pos, face = read_mesh(self.scans.folders[0] / f"{self.first}.off")
 
         def make() -> Arrays:
             even = repair(*remesh(pos, face, self.about, np.random.default_rng(0)))
             return {"pos": even.pos, "face": even.face}
 
         mesh = self.cache.get("bodies", digest("bodies", 1, self.about, pos, face), make)
-        far, near = KDTree(points).query(mesh["pos"], NEAR)
+        far, near = KDTree(self.scans.landmarks(self.first)).query(mesh["pos"], NEAR)
         weight = 1 / (far + 1e-6 * np.ptp(pos))
         return mesh, np.asarray(near, np.int64), weight / weight.sum(1, keepdims=True)
 
     def mesh(self) -> Mesh:
         arrays, near, weight = self._mesh
-        points = self._scan(self.splits()["train"][0].name)[1]
+        points = self.scans.landmarks(self.first)
         return (points[near] * weight[..., None]).sum(1), arrays["face"].astype(np.int64)
 
     def vertices_of(self, item: Item) -> NDArray[np.floating]:
         _, near, weight = self._mesh
         kept = self.selected[0]
-        points = self._scan(item.name)[1]
+        points = self.scans.landmarks(item.name)
         return (points[near[kept]] * weight[kept, :, None]).sum(1)
 
     def splits(self) -> dict[str, list[Item]]:

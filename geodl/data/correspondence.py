@@ -150,7 +150,8 @@ class Remeshed(Source):
 
     def landmarks(self, name: str) -> NDArray[np.float64]:
         """The template points (t 3) of a shape, as its file has it."""
-        return self.read(Item(name)).pos.double().numpy()[self._vts(name)]
+        shape = self.read(Item(name))
+        return shape.pos[shape.landmark].double().numpy()
 
     def read(self, item: Item) -> Shape:
         pos, face = read_mesh(self.folders[0] / f"{item.name}.off")

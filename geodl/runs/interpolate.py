@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
 
 from geodl import viz
 from geodl.data import formats
@@ -24,7 +24,7 @@ from geodl.runs.build import allow, make
 from geodl.runs.predict import place
 from geodl.shapespace.match import registered
 from geodl.shapespace.metric import H2
-from geodl.shapespace.path import geodesic, straight
+from geodl.shapespace.path import geodesic, resampled, straight
 
 log = logging.getLogger(__name__)
 Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
@@ -59,31 +59,15 @@ def interpolate(cfg: DictConfig) -> str:
         log.info("other faces: the first mesh is fitted to the second one's surface")
         q1 = registered(q0, face, q1, other, metric)
         log.info("fitted, %.0f s", time.monotonic() - began)
-    path: Tensor | None = None
-    for count in sorted({3, max(3, (cfg.times + 1) // 2), cfg.times}):
-        path = geodesic(q0, q1, face, metric, [count], ITERATIONS, path)
-        log.info("a path of %d meshes, %.0f s", count, time.monotonic() - began)
-    assert path is not None
+    counts = sorted({3, max(3, (cfg.times + 1) // 2), cfg.times})
+    path = geodesic(q0, q1, face, metric, counts, ITERATIONS)
     line = straight(q0, q1, cfg.times)
     shift = np.linspace(0, 1, cfg.times)[:, None, None] * (centers[1] - centers[0])
     meshes, between = (p.numpy() * size + centers[0] + shift for p in (path, line))
 
-    record.make_folder(target)
-    color = viz.position_color(first[0])
-    for i, pos in enumerate(meshes):
-        painted = (color * 255).astype(np.uint8)
-        write_ply(target / f"{i:02d}.ply", pos, first[1], painted)
-    viz.strips(
-        [meshes, between],
-        first[1],
-        target / "path.png",
-        colors=[[color] * cfg.times] * 2,
-        titles=["shortest", "straight"],
-    )
-    viz.film(meshes, first[1], color, target / "path.gif")
     energy, straight_energy = (float(metric.energy(p, face)) for p in (path, line))
-    middle = meshes[cfg.times // 2], between[cfg.times // 2], meshes[-1]
-    areas = [float(face_areas(pos, first[1]).sum()) / size**2 for pos in middle]
+    stops = resampled(path, 3)[1], resampled(line, 3)[1], path[-1]
+    areas = [float(face_areas(pos.numpy(), first[1]).sum()) for pos in stops]
     row: dict[str, Any] = {
         "energy": round(energy, 4),
         "energy_of_straight": round(straight_energy, 4),
@@ -93,7 +77,26 @@ def interpolate(cfg: DictConfig) -> str:
         "same_faces": same,
         "seconds": round(time.monotonic() - began, 1),
     }
-    record.write_json(target / "path.json", [row | made_of])
+    # Whole or not at all: files are written beside the folder that they will be in.
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    record.make_folder(part)
+    color = viz.position_color(first[0])
+    for i, pos in enumerate(meshes):
+        painted = (color * 255).astype(np.uint8)
+        write_ply(part / f"{i:02d}.ply", pos, first[1], painted)
+    viz.strips(
+        [meshes, between],
+        first[1],
+        part / "path.png",
+        cfg.up,
+        colors=[[color] * cfg.times] * 2,
+        titles=["shortest", "straight"],
+    )
+    viz.film(meshes, first[1], color, part / "path.gif", cfg.up)
+    record.write_json(part / "path.json", [row | made_of])
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
     return (
         f"energy {energy:.4g} (straight: {straight_energy:.4g}), area half-way {areas[0]:.3f} "
         f"(straight: {areas[1]:.3f}) of the first mesh's\n{target}"
@@ -113,10 +116,23 @@ def _meshes(files: list[Path]) -> list[Mesh]:
         except ValueError as error:
             raise UserError(f"{file} cannot be used: {error}.") from error
     a, b = raw
-    if len(a.pos) == len(b.pos) and np.array_equal(a.face, b.face):
+    if len(a.pos) == len(b.pos) and np.array_equal(_sorted(a.face), _sorted(b.face)):
         kept = mended[0]
         return [(np.asarray(m.pos, np.float64)[kept.vertex], kept.face) for m in raw]
-    return [(m.pos, m.face) for m in mended]
+    return [_welded(m.pos, m.face) for m in mended]
+
+
+def _sorted(face: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Faces (f 3) as sets of vertices, in one order."""
+    rows = np.sort(face, axis=1)
+    return rows[np.lexsort(rows.T)]
+
+
+def _welded(pos: NDArray[np.float64], face: NDArray[np.int64]) -> Mesh:
+    """One vertex in every place: files with normals or textures split surfaces along seams."""
+    places, one = np.unique(pos, axis=0, return_inverse=True)
+    whole = repair(places, one.reshape(-1)[face])
+    return whole.pos, whole.face
 
 
 def _sizes(files: list[Path], first: Mesh, second: Mesh) -> tuple[float, list[NDArray[np.float64]]]:
@@ -133,8 +149,7 @@ def _sizes(files: list[Path], first: Mesh, second: Mesh) -> tuple[float, list[ND
     ratio = areas[1].sum() / areas[0].sum()
     if not 0.1 < ratio < 10:
         raise UserError(
-            f"{files[1].name} has {ratio:.3g} times the area of {files[0].name}: give both in the "
-            "same unit."
+            f"{files[1]} has {ratio:.3g} times the area of {files[0]}: give both in the same unit."
         )
     if not 0.8 < ratio < 1.25:
         log.info("areas differ by a factor of %.2f: metric=soft is for other sizes", ratio)

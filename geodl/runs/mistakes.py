@@ -36,6 +36,8 @@ def validate(cfg: Any) -> None:
         ("times", 3),
     ):
         integer(key, low)
+    if cfg.up not in ("y", "z"):
+        raise UserError(f"up={cfg.up} is not known: choose y or z.")
     if cfg.select not in ("last", "val", "test"):
         raise UserError(f"select={cfg.select} is not known: choose last, val or test.")
     for key in ("force", "figures", "launch"):

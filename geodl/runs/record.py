@@ -45,6 +45,7 @@ NOT_HASHED = [
     "input",
     "output",
     "times",
+    "up",
     "metric",
     "clean",
     "category",

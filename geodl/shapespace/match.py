@@ -60,7 +60,7 @@ def matched(
         later = x if basis is None else q0 + torch.tensordot(x, basis, 1)
         return torch.cat([q0[None], later])
 
-    for stage in stages:
+    for stage in seen(stages, (q0, face), (target, target_face)):
         fixed = inner(*other, *other, kernel, stage.sigma)
 
         def objective(x: Tensor, stage: Stage = stage, fixed: Tensor = fixed) -> Tensor:
@@ -73,6 +73,13 @@ def matched(
         x = resampled(torch.cat([start[None], x]), stage.times)[1:]
         x = minimised(objective, x, stage.iterations, smooth)
     return meshes(x)
+
+
+def seen(stages: Sequence[Stage], *meshes: tuple[Tensor, Tensor]) -> list[Stage]:
+    """The stages whose kernel is wider than the triangles of all meshes, and the first one: what
+    lies between centres farther apart than sigma is not there, and the nearest surface is none."""
+    finest = max(float(triangles(*mesh)[1].norm(dim=1).mean()) ** 0.5 for mesh in meshes)
+    return [stage for i, stage in enumerate(stages) if not i or stage.sigma > finest]
 
 
 LAST = (Stage(0.03, 1e9, 3, 30),)  # on all vertices, after STAGES on some

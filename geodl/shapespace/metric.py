@@ -100,7 +100,8 @@ class H2:
         total = total + self.a0 * (mass * h.square().sum(-1)).sum(-1)
         if self.a2:
             bend = laplacian(q, h, face, 2 * area)
-            total = total + self.a2 * (bend.square().sum(-1) / mass).sum(-1)
+            least = torch.finfo(mass.dtype).tiny  # a vertex without a face has no mass
+            total = total + self.a2 * (bend.square().sum(-1) / mass.clamp(min=least)).sum(-1)
         return total
 
 

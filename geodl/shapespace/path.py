@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,6 +18,8 @@ from geodl.ops.geometry import Geometry
 from geodl.ops.laplacian import laplacian
 from geodl.ops.spectrum import factor
 from geodl.shapespace.metric import H2
+
+log = logging.getLogger(__name__)
 
 
 def straight(
@@ -37,9 +40,9 @@ def resampled(path: Tensor, times: int) -> Tensor:
 
 class Smoothing:
     """u (.. v 3) -> (M + length^2 L)^-1 M u on a mesh (v 3) with faces (f 3), mass M and stiffness
-    L: a change of variables in which whole limbs move as easily as single vertices, so that a
-    minimum is found in tens of steps (Nicolet, Jacobson, Jakob: Large steps in inverse rendering of
-    geometry, 2021)."""
+    L, ``length`` in roots of its area: a change of variables in which whole limbs move as easily as
+    single vertices, so that a minimum is found in tens of steps (Nicolet, Jacobson, Jakob: Large
+    steps in inverse rendering of geometry, 2021)."""
 
     def __init__(self, pos: Tensor, face: Tensor, length: float = 0.2) -> None:
         points, triangles = pos.detach().double().cpu().numpy(), face.cpu().numpy()
@@ -111,6 +114,7 @@ def geodesic(
 
         inner = minimised(energy, path[1:-1], iterations, smooth)
         path = torch.cat([q0[None], inner, q1[None]])
+        log.info("a path of %d meshes", count)
     return path
 
 

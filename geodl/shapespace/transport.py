@@ -11,8 +11,6 @@ from torch import Tensor
 from geodl.shapespace.metric import H2
 from geodl.shapespace.path import following, geodesic, shoot
 
-SHORT = 0.3  # rungs are straight lines: short enough for that, long enough for the solver
-
 
 def transported(
     h: Float[Tensor, "v 3"],
@@ -21,12 +19,15 @@ def transported(
     metric: H2,
 ) -> Float[Tensor, "v 3"]:
     """The motion h of a path's first mesh, as one of its last, by Schild's ladder: rung by rung,
-    the diagonal through the middle ends where the motion does (Hartman et al. 2023, 4.5)."""
-    h = SHORT * h
+    the diagonal through the middle ends where the motion does (Hartman et al. 2023, 4.5).
+
+    Differs: half the difference between the ladders of h and of -h, since middles here are those of
+    straight lines, and the error of that is the same in both.
+    """
     for here, there in itertools.pairwise(path):
-        middle = (there + here + h) / 2
-        h = following(here, middle, face, metric) - there
-    return h / SHORT
+        ends = (following(here, (here + there + x) / 2, face, metric) for x in (h, -h))
+        h = (next(ends) - next(ends)) / 2
+    return h
 
 
 def motion_transfer(

@@ -289,15 +289,18 @@ def film(
     from PIL import Image
 
     seen = np.asarray(path, np.float64) @ front(up).T
-    reach = 0.55 * float(np.ptp(seen, axis=1)[:, :2].max())
+    low, high = seen.min((0, 1)), seen.max((0, 1))
+    middle, reach = (low + high) / 2, 0.55 * float((high - low)[:2].max())
     frames: list[Any] = []
     for pos in path:
         figure = Figure(figsize=(3.2, 3.2), facecolor="white")
         canvas = FigureCanvasAgg(figure)
         ax = figure.add_axes((0, 0, 1, 1))
         draw(ax, pos, face, color, front(up))
-        ax.set_xlim(-reach, reach)  # the same for all
-        ax.set_ylim(-reach, reach)
+        # ``draw`` centres every mesh; here the window stays where it is.
+        x, y = (middle - (pos @ front(up).T).min(0) / 2 - (pos @ front(up).T).max(0) / 2)[:2]
+        ax.set_xlim(x - reach, x + reach)
+        ax.set_ylim(y - reach, y + reach)
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()))
     frames += frames[-2:0:-1]
