@@ -319,7 +319,7 @@ def test_predictions_do_not_overwrite_one_another(stored, here):
     )
     assert "one/a.npy: " in text and "two/a.npy: " in text
     ask("x", "one/a.npy", "output=mine")
-    with pytest.raises(UserError, match="output=mine holds other files, or what was made"):
+    with pytest.raises(UserError, match="output=mine holds other files, or the predictions"):
         ask("x", "two/a.npy", "output=mine")
 
 

@@ -57,7 +57,7 @@ def test_committed_tables_are_what_the_reference_says(file):
     again = tables.collect(data["name"], plain, data["budget"], work, RESULTS)
     assert json.loads(json.dumps(again)) == data
     if data.get("picture") and file.with_suffix(".png").exists():
-        assert file.with_suffix(".png").stat().st_size < 700_000
+        assert file.with_suffix(".png").stat().st_size < 500_000
 
 
 def test_pages_have_the_numbers_of_the_reference():

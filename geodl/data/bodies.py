@@ -68,15 +68,15 @@ class Bodies(RegisteredData):
         return mesh, np.asarray(near, np.int64), weight / weight.sum(1, keepdims=True)
 
     def mesh(self) -> Mesh:
-        arrays, near, weight = self._mesh
-        points = self.scans.landmarks(self.first)
-        return (points[near] * weight[..., None]).sum(1), arrays["face"].astype(np.int64)
+        return self._placed(self.first), self._mesh[0]["face"].astype(np.int64)
 
     def vertices_of(self, item: Item) -> NDArray[np.floating]:
+        return self._placed(item.name)[self.selected[0]]
+
+    def _placed(self, name: str) -> NDArray[np.float64]:
+        """The mesh's vertices on a body."""
         _, near, weight = self._mesh
-        kept = self.selected[0]
-        points = self.scans.landmarks(item.name)
-        return (points[near[kept]] * weight[kept, :, None]).sum(1)
+        return (self.scans.landmarks(name)[near] * weight[..., None]).sum(1)
 
     def splits(self) -> dict[str, list[Item]]:
         return self.scans.splits()

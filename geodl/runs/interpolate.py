@@ -78,7 +78,7 @@ def interpolate(cfg: DictConfig) -> str:
         "seconds": round(time.monotonic() - began, 1),
     }
     # Whole or not at all: files are written beside the folder that they will be in.
-    part = target.with_name(f".{target.name}.part")
+    part = target.resolve().with_name(f".{target.resolve().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     record.make_folder(part)
     color = viz.position_color(first[0])
@@ -95,8 +95,10 @@ def interpolate(cfg: DictConfig) -> str:
     )
     viz.film(meshes, first[1], color, part / "path.gif", cfg.up)
     record.write_json(part / "path.json", [row | made_of])
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+    record.make_folder(target)
+    for file in part.iterdir():  # beside whatever else the user keeps there
+        file.replace(target / file.name)
+    part.rmdir()
     return (
         f"energy {energy:.4g} (straight: {straight_energy:.4g}), area half-way {areas[0]:.3f} "
         f"(straight: {areas[1]:.3f}) of the first mesh's\n{target}"

@@ -141,8 +141,8 @@ def place(cfg: DictConfig, above: str, made_of: dict[str, Any], file: str) -> Pa
         target = Path(cfg.output).expanduser()
         if _others(target, made_of, file):
             raise UserError(
-                f"output={cfg.output} holds other files, or what was made of another input or "
-                "by another model: name a folder of its own."
+                f"output={cfg.output} holds other files, or the predictions (or path) of another "
+                "input, checkpoint or metric: name a folder of its own."
             )
         return target
     names = [Path(p).name for p in made_of["input"]]

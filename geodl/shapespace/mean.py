@@ -26,7 +26,7 @@ def karcher_mean(
     def energy(x: Tensor) -> Tensor:
         first = x[:1, None].expand(n, 1, -1, 3)
         paths = torch.cat([first, x[1:].view(inner.shape), meshes[:, None]], dim=1)
-        return (times - 1) * metric.step(paths[:, :-1], paths[:, 1:], face).sum()
+        return metric.energy(paths, face).sum()
 
     start = torch.cat([center[None], inner.flatten(0, 1)])
     return minimised(energy, start, iterations, Smoothing(center, face))[0]

@@ -64,10 +64,11 @@ class H2:
         bent = (_normal(_sides(q1, face)) - _normal(_sides(q0, face))).square().sum(-1)
         return self._sum(middle, h, face, sides, moved, bent, _Gram(sides))
 
-    def energy(self, path: Float[Tensor, "t v 3"], face: Int[Tensor, "f 3"]) -> Tensor:
-        """Of a path of t meshes in equal steps over a unit of time: the square of its length for a
-        geodesic, more for every other path between its ends."""
-        return (len(path) - 1) * self.step(path[:-1], path[1:], face).sum()
+    def energy(self, path: Float[Tensor, "*n t v 3"], face: Int[Tensor, "f 3"]) -> Tensor:
+        """(n) Of paths of t meshes in equal steps over a unit of time: the square of its length for
+        a geodesic, more for every other path between its ends."""
+        before, behind = path[..., :-1, :, :], path[..., 1:, :, :]
+        return before.shape[-3] * self.step(before, behind, face).sum(-1)
 
     def _sum(
         self,

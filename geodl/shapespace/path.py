@@ -90,10 +90,9 @@ def geodesic(
     metric: H2,
     times: Sequence[int] = (3, 5, 9),
     iterations: int = 200,
-    start: Float[Tensor, "s v 3"] | None = None,
 ) -> Float[Tensor, "t v 3"]:
     """The path of least energy between two meshes of the same faces, from few times to many
-    (Hartman et al. 2023, 4.1); ``start``: a path to begin with in place of the straight one.
+    (Hartman et al. 2023, 4.1).
 
     Raises:
         UserError: the meshes have other numbers of vertices, or fewer than three times are asked.
@@ -104,7 +103,7 @@ def geodesic(
         )
     if min(times) < 3:
         raise UserError(f"times={list(times)}: a path has three or more.")
-    path = straight(q0, q1, times[0]) if start is None else start
+    path = straight(q0, q1, times[0])
     smooth = Smoothing(q0, face)
     for count in times:
         path = resampled(path, count)

@@ -25,8 +25,8 @@ def transported(
     straight lines, and the error of that is the same in both.
     """
     for here, there in itertools.pairwise(path):
-        ends = (following(here, (here + there + x) / 2, face, metric) for x in (h, -h))
-        h = (next(ends) - next(ends)) / 2
+        ahead, behind = (following(here, (here + there + x) / 2, face, metric) for x in (h, -h))
+        h = (ahead - behind) / 2
     return h
 
 

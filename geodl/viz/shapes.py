@@ -52,11 +52,15 @@ def draw(
     camera: NDArray[Any],
     title: str = "",
     title_color: str = "black",
+    frame: NDArray[Any] | None = None,
 ) -> None:
-    """One shape: shaded triangles sorted from far to near, or dots. color (v 3), (f 3) or None."""
+    """One shape: shaded triangles sorted from far to near, or dots. color (v 3), (f 3) or None;
+    ``frame``: points (n 3) that the picture is to hold in place of the shape's own."""
     seen = np.asarray(pos, np.float64) @ camera.T
-    seen = seen - (seen.min(0) + seen.max(0)) / 2
-    reach = np.abs(seen[:, :2]).max() * 1.05 + 1e-9
+    held = seen if frame is None else np.asarray(frame, np.float64) @ camera.T
+    middle = (held.min(0) + held.max(0)) / 2
+    seen, held = seen - middle, held - middle
+    reach = np.abs(held[:, :2]).max() * 1.05 + 1e-9
     if color is None:
         color = np.tile(PLAIN, (len(pos), 1))
     if len(face):
@@ -288,19 +292,12 @@ def film(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 
-    seen = np.asarray(path, np.float64) @ front(up).T
-    low, high = seen.min((0, 1)), seen.max((0, 1))
-    middle, reach = (low + high) / 2, 0.55 * float((high - low)[:2].max())
     frames: list[Any] = []
     for pos in path:
         figure = Figure(figsize=(3.2, 3.2), facecolor="white")
         canvas = FigureCanvasAgg(figure)
         ax = figure.add_axes((0, 0, 1, 1))
-        draw(ax, pos, face, color, front(up))
-        # ``draw`` centres every mesh; here the window stays where it is.
-        x, y = (middle - (pos @ front(up).T).min(0) / 2 - (pos @ front(up).T).max(0) / 2)[:2]
-        ax.set_xlim(x - reach, x + reach)
-        ax.set_ylim(y - reach, y + reach)
+        draw(ax, pos, face, color, front(up), frame=path.reshape(-1, 3))
         canvas.draw()
         frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[:, :, :3].copy()))
     frames += frames[-2:0:-1]

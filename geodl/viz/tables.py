@@ -191,4 +191,4 @@ def heatmap(data: Any, path: Path) -> None:
         ax.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
         ax.spines[:].set_visible(False)
     figure.tight_layout()
-    save(figure, path)
+    save(figure, path, dpi=90)  # many rows
