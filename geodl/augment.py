@@ -43,9 +43,11 @@ def axis_rotation(axis: str, angle: float) -> Tensor:
 
 
 class Augmentation:
-    """Base. ``keeps`` names what is still true of the shape afterwards."""
+    """Base. ``keeps`` names what is still true of the shape afterwards; ``moves``: whether it no
+    longer stands where others of its person do."""
 
     keeps: ClassVar[frozenset[Keeps]] = frozenset()
+    moves: ClassVar[bool] = False
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         """The changed shape of a data set with this specification."""
@@ -55,6 +57,7 @@ class Augmentation:
 class SO3(Augmentation):
     """A uniform random rotation."""
 
+    moves = True
     keeps = frozenset({"operators", "connectivity", "registration"})
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
@@ -64,6 +67,7 @@ class SO3(Augmentation):
 class RotateZ(Augmentation):
     """A random rotation about the vertical axis (the data set's own, or ``axis``)."""
 
+    moves = True
     keeps = frozenset({"operators", "connectivity", "registration"})
 
     def __init__(self, axis: Literal["up", "x", "y", "z"] = "up") -> None:
@@ -83,6 +87,7 @@ class Scale(Augmentation):
         low, high: bounds of the factor.
     """
 
+    moves = True
     keeps = frozenset({"operators", "connectivity", "registration"})
 
     def __init__(self, low: float = 0.8, high: float = 1.25) -> None:

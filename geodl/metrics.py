@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
 from geodl.ops.cache import Cache, digest
+from geodl.ops.deform import rigid
 from geodl.ops.geodesic import Method, area, distances
 from geodl.shape import Shape
 
@@ -305,3 +307,137 @@ class MapError(Metric):
             "pairs": 100 * pairs,
             "pck": pck,
         }
+
+
+class DeformedError(Metric):
+    """Deformed meshes against true ones with the same faces, means over meshes.
+
+    error: distance of a vertex to where it belongs, in millimetres | normals: angle between face
+    normals, by area, in degrees | edges: difference of edge lengths, a share of the true length |
+    volume: of closed meshes, a share of the true one | crossings: share of the faces that another
+    one goes through.
+    """
+
+    full_state_update = False
+    NAMES = ("error", "normals", "edges", "crossings", "volume")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in (*self.NAMES, "meshes", "closed"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, true: Tensor, face: Tensor, unit: float) -> None:
+        """One mesh: positions (v 3) of both, in the model's coordinates, and faces (f 3)."""
+        from geodl.ops.crossing import crossing
+
+        state: Any = self
+        found, wanted = (x.detach().cpu().double() for x in (predicted, true))
+        face = face.cpu()
+        state.error += unit * (found - wanted).norm(dim=1).mean()
+        a, b = (_vectors(x, face) for x in (found, wanted))
+        sizes = b.norm(dim=1)
+        cosine = torch.cosine_similarity(a, b, dim=1).clamp(-1, 1)
+        state.normals += torch.rad2deg((cosine.acos() * sizes).sum() / sizes.sum())
+        state.edges += _stretched(_lengths(found, face), _lengths(wanted, face))
+        state.crossings += crossing(found.numpy(), face.numpy()).mean()
+        state.meshes += 1
+        if is_closed(face):
+            full = volume(wanted, face)
+            state.volume += ((volume(found, face) - full) / full).abs()
+            state.closed += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        means = {name: getattr(state, name) / state.meshes for name in self.NAMES[:-1]}
+        return means | ({"volume": state.volume / state.closed} if state.closed else {})
+
+
+class PathError(Metric):
+    """Meshes on the way from one to another with the same faces, means over ways and what lies
+    between their ends.
+
+    error: distance of a vertex to where it belongs, in millimetres, after rigid alignment, where
+    that is known | edges, volume: differences of edge lengths and (of closed meshes) volume from
+    those of the ends, which should change evenly, as shares | crossings: share of the faces that
+    another one goes through | ends: distance of a vertex of the first and last mesh to where it
+    belongs.
+    """
+
+    full_state_update = False
+    NAMES = ("error", "ends", "edges", "crossings", "volume")
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in (*self.NAMES, "meshes", "known", "closed"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        path: Tensor,
+        ends: tuple[Tensor, Tensor],
+        between: Tensor | None,
+        shares: Sequence[float],
+        face: Tensor,
+        unit: float,
+    ) -> None:
+        """One way: meshes (t v 3) at the start, at the shares of the way and at its end; the true
+        ends (v 3), and the true meshes between (t-2 v 3) if they are known."""
+        from geodl.ops.crossing import crossing
+
+        state: Any = self
+        face, found = face.cpu(), path.detach().cpu().double()
+        first, last = (x.detach().cpu().double() for x in ends)
+        off = torch.stack([found[0] - first, found[-1] - last])
+        state.ends += unit * off.norm(dim=2).mean() * len(shares)
+        lengths = [_lengths(x, face) for x in (first, last)]
+        sizes = [volume(x, face) for x in (first, last)]
+        for i, share in enumerate(shares):
+            pos = found[1 + i]
+            even = (1 - share) * lengths[0] + share * lengths[1]
+            state.edges += _stretched(_lengths(pos, face), even)
+            state.crossings += crossing(pos.numpy(), face.numpy()).mean()
+            if is_closed(face):
+                full = (1 - share) * sizes[0] + share * sizes[1]
+                state.volume += ((volume(pos, face) - full) / full).abs()
+                state.closed += 1
+            if between is not None:
+                true = between[i].cpu().double().numpy()
+                gap = rigid(pos.numpy(), pos.numpy(), true) - true
+                state.error += unit * np.linalg.norm(gap, axis=1).mean()
+                state.known += 1
+            state.meshes += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        means = {n: getattr(state, n) / state.meshes for n in ("ends", "edges", "crossings")}
+        known = {"error": state.error / state.known} if state.known else {}
+        return known | means | ({"volume": state.volume / state.closed} if state.closed else {})
+
+
+def _vectors(pos: Tensor, face: Tensor) -> Tensor:
+    a, b, c = pos[face].unbind(1)
+    return torch.linalg.cross(b - a, c - a)
+
+
+def _lengths(pos: Tensor, face: Tensor) -> Tensor:
+    """Of the sides of all faces (f 3)."""
+    corner = pos[face]
+    return (corner - corner.roll(1, dims=1)).norm(dim=2)
+
+
+def _stretched(length: Tensor, true: Tensor) -> Tensor:
+    """Mean difference of lengths, as a share of the mean true one: short edges weigh little."""
+    return (length - true).abs().mean() / true.mean()
+
+
+def volume(pos: Tensor, face: Tensor) -> Tensor:
+    """Inside a closed mesh."""
+    a, b, c = pos[face].unbind(1)
+    return (a * torch.linalg.cross(b, c)).sum() / 6
+
+
+def is_closed(face: Tensor) -> bool:
+    """Whether every edge has two faces."""
+    sides = torch.cat([face[:, [0, 1]], face[:, [1, 2]], face[:, [2, 0]]]).sort(dim=1).values
+    counts = torch.unique(sides, dim=0, return_counts=True)[1]
+    return bool((counts == 2).all())

@@ -51,6 +51,7 @@ def _need_faces(change: Perturbation, shape: Shape) -> None:
 class Rotate(Perturbation):
     """A uniform random rotation."""
 
+    moves = True
     keeps = frozenset({"operators", "connectivity", "registration"})
 
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:

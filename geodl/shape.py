@@ -201,6 +201,11 @@ def _pack(f: Field, values: list[Tensor], starts: Sequence[Mapping[str, int]]) -
     return torch.cat([_shifted(v, f, s, 1) for v, s in zip(values, starts, strict=True)])
 
 
+def _joined(f: Field, values: list[Tensor], starts: Sequence[Mapping[str, int]]) -> Tensor:
+    """``_pack`` of what is packed already."""
+    return torch.cat(values) if f.kind == "whole" else _pack(f, values, starts)
+
+
 @dataclass
 class ShapeBatch:
     """Several shapes, packed. Fields as in :class:`Shape`, plus ``ptr`` (b+1), where the vertices
@@ -260,6 +265,28 @@ class ShapeBatch:
             counts=counts,
             ops=Operators(ops, fields),
             names=[s.name for s in shapes],
+        )
+
+    @staticmethod
+    def join(*batches: ShapeBatch) -> ShapeBatch:
+        """One batch of the shapes of several, which have the same fields, in their order."""
+        counts = {k: [n for b in batches for n in b.counts[k]] for k in batches[0].counts}
+        totals = {k: [sum(b.counts[k]) for b in batches] for k in counts}
+        starts = list(_starts(totals))
+
+        def gather(name: str) -> Tensor | None:
+            found = [x for b in batches if (x := getattr(b, name)) is not None]
+            return _joined(FIELDS[name], found, starts) if len(found) == len(batches) else None
+
+        fields = batches[0].ops.fields
+        ops = {n: _joined(f, [b.ops[n] for b in batches], starts) for n, f in fields.items()}
+        ptr = [b.ptr[:-1] + start["vertex"] for b, start in zip(batches, starts, strict=True)]
+        return ShapeBatch(
+            **cast("dict[str, Any]", {name: gather(name) for name in FIELDS}),
+            ptr=torch.cat([*ptr, batches[-1].ptr[-1:] + starts[-1]["vertex"]]),
+            counts=counts,
+            ops=Operators(ops, fields),
+            names=[name for b in batches for name in b.names],
         )
 
     def unpack(self) -> list[Shape]:

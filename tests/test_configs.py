@@ -98,6 +98,7 @@ VARIANTS = {
     *(f"data/{n}" for n in ("scape_r", "shrec19_r", "tosca", "tosca_noniso")),
     "task/reconstruction",  # every weight that there is, where Python has those that are not zero
     "task/matching",
+    "task/deformation",
     *(f"test/{n}" for n in ("cropped", "uneven", "simplified_10", "simplified_25")),
 }
 

@@ -78,5 +78,8 @@ class Bodies(RegisteredData):
         _, near, weight = self._mesh
         return (self.scans.landmarks(name)[near] * weight[..., None]).sum(1)
 
+    def person(self, item: Item) -> str:
+        return item.name[:-1]  # tr_reg_083: the person 8 in pose 3
+
     def splits(self) -> dict[str, list[Item]]:
         return self.scans.splits()

@@ -211,13 +211,15 @@ def _chain(
 @dataclass
 class Skeleton:
     """Capsules: a (n 3), b (n 3), radii (n 2), part (n), and a direction across each (n 3) that
-    bends with the chain but does not twist."""
+    bends with the chain but does not twist; the capsule at whose end or side each begins (n, -1 for
+    the first), which comes before it."""
 
     a: NDArray[np.float64]
     b: NDArray[np.float64]
     radius: NDArray[np.float64]
     part: NDArray[np.int64]
     across: NDArray[np.float64]
+    parent: NDArray[np.int64]
 
 
 def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
@@ -229,6 +231,7 @@ def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
     size = species.length * rng.uniform(0.85, 1.15)
     spine = _chain(-0.5 * forward * size, forward, bones, size, bend, 0.0, rng)
     a, b, radius, part, across = [], [], [], [], [_across(spine, up)]
+    parent = list(range(-1, bones - 1))
     fat = rng.uniform(0.85, 1.2)
     for i in range(bones):
         r = [rear + (front - rear) * (i + e) / bones for e in (0, 1)]
@@ -254,6 +257,7 @@ def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
             heading = around * np.cos(lean) + along * np.sin(lean)
             chain = _chain(root, heading, limb.bones, length, limb.bend, limb.curl, rng)
             across.append(_across(chain, along * np.cos(lean) - around * np.sin(lean)))
+            parent += [i, *range(len(a), len(a) + limb.bones - 1)]
             for k in range(limb.bones):
                 r = [
                     limb.radius[0] + (limb.radius[1] - limb.radius[0]) * (k + e) / limb.bones
@@ -263,9 +267,8 @@ def skeleton(species: Species, rng: np.random.Generator) -> Skeleton:
                 b.append(chain[k + 1])
                 radius.append([x * slim for x in r])
                 part.append(PARTS.index(limb.part))
-    return Skeleton(
-        np.array(a), np.array(b), np.array(radius), np.array(part), np.concatenate(across)
-    )
+    rows = np.array(a), np.array(b), np.array(radius), np.array(part)
+    return Skeleton(*rows, np.concatenate(across), np.array(parent))
 
 
 def _across(joints: NDArray[Any], first: NDArray[Any]) -> NDArray[np.float64]:
@@ -318,14 +321,30 @@ def distances(points: NDArray[Any], bones: Skeleton) -> NDArray[np.float64]:
 def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cells: int) -> Arrays:
     """One animal: pos (v 3), face (f 3), label (v), landmark (t).
 
-    The surface is the zero level of a smooth union of the capsules on a grid that is placed at
-    random, simplified to a random number of vertices: no two triangulations agree. A vertex has the
-    part of the nearest capsule; landmark t is the vertex nearest to the t-th visible point on the
-    capsules.
+    No two triangulations agree, and the numbers of vertices are random. A vertex has the part of
+    the nearest capsule; landmark t is the vertex nearest to the t-th visible point on the capsules.
     """
+    bones = skeleton(SPECIES[name], rng)
+    pos, face = surface(bones, rng, cells)
+    pos, face = simplify(pos, face, int(rng.integers(*vertices)))
+    mesh = repair(pos, face)
+    gap = distances(mesh.pos, bones)
+    landmark = nearest(surface_points(bones)[visible(name)], mesh.pos)
+    return {
+        "pos": mesh.pos.astype(np.float32),
+        "face": mesh.face.astype(np.int32),
+        "label": bones.part[gap.argmin(1)].astype(np.int32),
+        "landmark": landmark.astype(np.int32),
+    }
+
+
+def surface(
+    bones: Skeleton, rng: np.random.Generator, cells: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The zero level of a smooth union of capsules: pos (v 3), face (f 3), on a grid of so many
+    cells along the longest side that is placed and turned at random."""
     from skimage.measure import marching_cubes
 
-    bones = skeleton(SPECIES[name], rng)
     ends = np.concatenate([bones.a, bones.b])
     margin = bones.radius.max() + 0.1
     low, high = ends.min(0) - margin, ends.max(0) + margin
@@ -350,16 +369,7 @@ def generate(name: str, rng: np.random.Generator, vertices: tuple[int, int], cel
     pos = (pos + low) @ grid_turn.T + center
     if np.linalg.det(grid_turn) < 0:
         face = face[:, ::-1]
-    pos, face = simplify(pos, face.astype(np.int64), int(rng.integers(*vertices)))
-    mesh = repair(pos, face)
-    gap = distances(mesh.pos, bones)
-    landmark = nearest(surface_points(bones)[visible(name)], mesh.pos)
-    return {
-        "pos": mesh.pos.astype(np.float32),
-        "face": mesh.face.astype(np.int32),
-        "label": bones.part[gap.argmin(1)].astype(np.int32),
-        "landmark": landmark.astype(np.int32),
-    }
+    return pos, face.astype(np.int64)
 
 
 class Creatures(Source):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,7 @@ class ICTFaces(RegisteredData):
     """
 
     millimetres = 10.0  # files are in cm
+    key: ClassVar[tuple[Any, ...]] = ("ict", 1)  # of what is kept of the model
 
     def __init__(
         self,
@@ -107,20 +108,25 @@ class ICTFaces(RegisteredData):
             neutral = read_vertices(self.root / "generic_neutral_mesh.obj")
             identities, expressions = ict_modes(self.root)
             moved = {f.stem: read_vertices(f)[kept] - neutral[kept] for f in expressions}
-            pairs: dict[str, NDArray[np.float64]] = {}
-            for name, displacement in moved.items():
-                base = name.removesuffix("_L").removesuffix("_R")
-                if not base.startswith(LEFT_OUT):
-                    pairs[base] = pairs.get(base, 0) + displacement
             modes = np.stack([read_vertices(f)[kept] - neutral[kept] for f in identities])
             return {
                 "neutral": neutral[kept],
                 "identity": modes,
-                "expression": np.stack(list(pairs.values())),
+                "expression": np.stack(self.chosen(moved)),
                 "jaw": moved["jawOpen"],
             }
 
-        return self.cache.get("ict", digest("ict", 1, kept), make)
+        return self.cache.get("ict", digest(*self.key, kept), make)
+
+    def chosen(self, moved: dict[str, NDArray[np.float64]]) -> list[NDArray[np.float64]]:
+        """The displacements (v 3) that expressions are made of, from those of the model by name:
+        here left and right together, without the jaw and the eyes."""
+        pairs: dict[str, Any] = {}
+        for name, displacement in moved.items():
+            base = name.removesuffix("_L").removesuffix("_R")
+            if not base.startswith(LEFT_OUT):
+                pairs[base] = pairs.get(base, 0) + displacement
+        return list(pairs.values())
 
     def splits(self) -> dict[str, list[Item]]:
         return {

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geodl.data.memory import Memory, available
 from geodl.data.preprocess import BadShape
-from geodl.data.source import Source
+from geodl.data.source import PATH, Source
 from geodl.data.views import GroupView, View, Wishes
 from geodl.errors import UserError
 from geodl.perturb import Perturbation
@@ -97,21 +97,34 @@ class Loaders(L.LightningDataModule):
     def pairs(self, split: str) -> list[tuple[Item, Item]]:
         return self.source.pairs(self.items(split), split)
 
-    def count(self, split: str) -> int:
+    def groups(self, split: str, inputs: tuple[str, ...] | None = None) -> list[tuple[Item, ...]]:
+        """What is evaluated on a split, in the order of the names of ``inputs``."""
+        inputs = inputs or self.inputs
+        if inputs == PATH:
+            return [*self.source.ways(self.items(split))]
+        if len(inputs) == 2:
+            return [*self.pairs(split)]
+        return [(item,) for item in self.items(split)]
+
+    def count(self, split: str, inputs: tuple[str, ...] | None = None) -> int:
         """How many shapes, or groups, are evaluated on a split."""
-        return len(self.items(split) if len(self.inputs) == 1 else self.pairs(split))
+        return len(self.groups(split, inputs))
 
     def has(self, split: str) -> bool:
         return split in self.source.all_splits() and self.count(split) > 0
 
     def dataset(
-        self, split: str, train: bool = False, perturb: Sequence[Perturbation] = ()
+        self,
+        split: str,
+        train: bool = False,
+        perturb: Sequence[Perturbation] = (),
+        inputs: tuple[str, ...] | None = None,
     ) -> View | GroupView:
-        items = self.items(split)
+        items, inputs = self.items(split), inputs or self.inputs
         view = View(self.source, items, self.wishes, train, perturb, self.memory)
-        if len(self.inputs) == 1:
+        if len(inputs) == 1:
             return view
-        return GroupView(view, self.pairs(split), self.inputs)
+        return GroupView(view, self.groups(split, inputs), inputs)
 
     def try_change(self, split: str, perturb: Sequence[Perturbation]) -> None:
         """Change the first shape of a split as a test set does.
@@ -199,11 +212,16 @@ class Loaders(L.LightningDataModule):
         return self.train_batches(trainer.current_epoch, trainer.global_rank, trainer.world_size)
 
     def batches(
-        self, split: str, perturb: Sequence[Perturbation] = (), rank: int = 0, world: int = 1
+        self,
+        split: str,
+        perturb: Sequence[Perturbation] = (),
+        rank: int = 0,
+        world: int = 1,
+        inputs: tuple[str, ...] | None = None,
     ) -> DataLoader[Any]:
         """Evaluation batches, in order, without augmentation; of several processes, each has its
-        share, and no shape is in two."""
-        dataset = self.dataset(split, perturb=perturb)
+        share, and no shape is in two. ``inputs``: other groups than those of the task."""
+        dataset = self.dataset(split, perturb=perturb, inputs=inputs)
         order = EpochBatches(len(dataset), self.batch_size, rank=rank, world=world)
         return self._loader(dataset, order)
 
@@ -211,7 +229,7 @@ class Loaders(L.LightningDataModule):
         return DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=ShapeBatch.pack if len(self.inputs) == 1 else GroupBatch.pack,
+            collate_fn=ShapeBatch.pack if isinstance(dataset, View) else GroupBatch.pack,
             num_workers=self.workers,
             generator=torch.Generator(),  # leaves torch's own generator alone
         )

@@ -3,6 +3,7 @@ folder of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from geodl.data.files import read_mesh
 from geodl.data.folder import own_folder
 from geodl.data.layout import counted, files_of, layout
 from geodl.data.preprocess import Preprocess
-from geodl.data.source import Source
+from geodl.data.source import PATH, TEMPLATE, Source
 from geodl.errors import UserError
 from geodl.ops.geometry import Backend
 from geodl.ops.hierarchy import decimate
@@ -25,6 +26,7 @@ from geodl.shape import Shape
 from geodl.spec import DataSpec, Item, Template
 
 Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
+SHARES = (0.25, 0.5, 0.75)  # of a way, at which the shapes between are compared
 MILLIMETRES = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 
 
@@ -89,6 +91,52 @@ class RegisteredData(Source):
             up=self.up,
             protocol=self.protocol,
         )
+
+    # ---- shapes that deform ----
+
+    def person(self, item: Item) -> str | None:
+        """Whose shape it is, in data sets where everybody has several; the first one is at rest."""
+        return None
+
+    def between(self, first: Item, second: Item, share: float) -> NDArray[np.float64] | None:
+        """The true vertices (v 3) a share of the way between two shapes of a person, where they
+        are known."""
+        return None
+
+    def _persons(self, items: Sequence[Item]) -> list[list[Item]]:
+        """The items person by person."""
+        found: dict[str | None, list[Item]] = {}
+        for item in items:
+            found.setdefault(self.person(item), []).append(item)
+        if None in found:
+            super().ways(items)  # refused
+        return list(found.values())
+
+    def pairs(self, items: Sequence[Item], split: str) -> list[tuple[Item, Item]]:
+        """Everybody at rest, with all other shapes of the same person."""
+        return [(rest, other) for rest, *others in self._persons(items) for other in others]
+
+    def ways(self, items: Sequence[Item]) -> list[tuple[Item, Item, Item]]:
+        """Every shape but those at rest is an end of one way."""
+        return [
+            (rest, first, second)
+            for rest, *others in self._persons(items)
+            for first, second in zip(others[::2], others[1::2], strict=False)
+        ]
+
+    def together(self, items: Sequence[Item], shapes: Sequence[Shape]) -> Sequence[Shape]:
+        """Where they are known, the last shape of a way brings the true shapes between (v t 3)."""
+        if len(items) < len(PATH):
+            return shapes
+        true = [self.between(items[1], items[2], share) for share in SHARES]
+        known = [pos for pos in true if pos is not None]
+        if not known:
+            return shapes
+        *center, size = self.preprocess.fixed or (0.0, 0.0, 0.0, 1.0)
+        pos = torch.from_numpy((np.stack(known, 1) - np.array(center)) / size).float()
+        last = shapes[-1]
+        ops = last.ops.added({"between": pos}, {"between": TEMPLATE})
+        return [*shapes[:-1], last.replace(ops=ops)]
 
     def read(self, item: Item) -> Shape:
         pos = np.asarray(self.vertices_of(item), np.float64)

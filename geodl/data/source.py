@@ -19,6 +19,7 @@ from geodl.shape import Shape
 from geodl.spec import DataSpec, Field, Item
 
 SPLITS = Path(__file__).parent / "splits"
+PATH = ("rest", "first", "second")  # somebody at rest, and the ends of a way between shapes
 TEMPLATE = Field("template", turns=True, scale=1)  # the true vertices of a registered shape
 
 
@@ -85,9 +86,20 @@ class Source:
             if (i < j or (split == "train" and i != j)) and a.category == b.category
         ]
 
-    def correspond(self, a: Item, b: Item, source: Shape, target: Shape) -> tuple[Shape, Shape]:
-        """Both shapes of a pair with landmarks that correspond; most sets have them already."""
-        return source, target
+    def ways(self, items: Sequence[Item]) -> list[tuple[Item, Item, Item]]:
+        """Somebody at rest, and the first and the last shape of a way from one to another.
+
+        Raises:
+            UserError: this data set does not know whose its shapes are.
+        """
+        raise UserError(
+            f"data set {self.name} does not say which shapes are the same person's: choose "
+            "data=poses, bodies or ict_expressions."
+        )
+
+    def together(self, items: Sequence[Item], shapes: Sequence[Shape]) -> Sequence[Shape]:
+        """The shapes of a group, with what only the group knows."""
+        return shapes
 
     def found(self) -> str:
         """What the data set holds, for its user to read before training."""

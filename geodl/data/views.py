@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 import torch
@@ -198,12 +197,12 @@ class GroupView(Dataset[dict[str, Shape]]):
     index)."""
 
     def __init__(
-        self, shapes: View, groups: list[tuple[Item, Item]], names: tuple[str, ...]
+        self, shapes: View, groups: list[tuple[Item, ...]], names: tuple[str, ...]
     ) -> None:
         if not groups:
             raise UserError(
-                f"{shapes.source.name} has no pairs in this split: a pair takes two shapes of one "
-                "class."
+                f"{shapes.source.name} has no {'pairs' if len(names) == 2 else 'ways'} in this "
+                "split: it takes two shapes of one class, or person."
             )
         self.shapes = shapes
         self.groups = groups
@@ -219,5 +218,5 @@ class GroupView(Dataset[dict[str, Shape]]):
         # A shape is in many groups of an epoch: every group augments it anew.
         words = (epoch * len(self) + index + 1) if self.shapes.train else epoch
         members = tuple(self.shapes[words, self.place[item.name]] for item in items)
-        matched = self.shapes.source.correspond(*items, *cast("tuple[Shape, Shape]", members))
-        return dict(zip(self.names, matched, strict=True))
+        members = self.shapes.source.together(items, members)
+        return dict(zip(self.names, members, strict=True))

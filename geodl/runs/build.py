@@ -78,7 +78,7 @@ class Parts:
         augment: list[Augmentation] = []
         if train:
             augment = build_many("augment", cfg.augment, allow(cfg))
-            check_registered(task.encoder, [("augmentation", a) for a in augment])
+            check_changes(task, [("augmentation", a) for a in augment])
         copies = int(cfg.augment.get("copies", 0) or 0)
         wishes = Wishes(task.needs, tuple(augment), copies, cfg.seed)
         limit = cfg.data.get("memory")
@@ -94,7 +94,7 @@ class Parts:
         """
         found = {name: perturbations(self.cfg, name) for name in names}
         changes = [(f"test={name}", p) for name, chosen in found.items() for p in chosen]
-        check_registered(self.task.encoder, changes)
+        check_changes(self.task, changes)
         return found
 
 
@@ -300,9 +300,16 @@ def perturbations(cfg: DictConfig, name: str) -> list[Perturbation]:
     return [make("test", p, f"test.{name}", allow(cfg))() for p in chosen]
 
 
-def check_registered(encoder: Encoder, changes: Sequence[tuple[str, Augmentation]]) -> None:
-    """Raises UserError, before any work, where an encoder on a template would meet other meshes."""
+def check_changes(task: Task, changes: Sequence[tuple[str, Augmentation]]) -> None:
+    """Raises UserError, before any work, where an encoder on a template would meet other meshes, or
+    shapes that are compared where they stand would be moved one by one."""
+    encoder = task.encoder
     for where, change in changes:
+        if change.moves and task.in_place:
+            raise UserError(
+                f"task={type(task).__name__.lower()} compares the shapes of a person where they "
+                f"stand, and {type(change).__name__} ({where}) moves each on its own: leave it out."
+            )
         if encoder.registered and "connectivity" not in change.keeps:
             raise UserError(
                 f"encoder {type(encoder).__name__} works on the template's own mesh, which "

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from geodl.atomic import atomic, write_csv
 from geodl.data.preprocess import Preprocess
-from geodl.data.source import Source
+from geodl.data.source import PATH, Source
 from geodl.errors import UserError
 from geodl.runs import record
 from geodl.runs.build import (
@@ -26,6 +26,7 @@ from geodl.runs.build import (
 from geodl.runs.checkpoint import load_weights, restore
 from geodl.spec import DataSpec
 from geodl.tasks.base import Evaluation, Scene
+from geodl.tasks.ways import draw_ways, evaluate_ways
 
 log = logging.getLogger(__name__)
 GALLERY = 12  # shapes in a gallery of predictions
@@ -126,10 +127,15 @@ def _evaluate(
     entries: dict[str, dict[str, Any]] = {}
     for name in todo:
         options = cfg.test[name]
-        count = loaders.count(options.split)
+        ways = bool(options.get("ways")) or task.inputs == PATH
+        inputs = PATH if ways else None
+        count = loaders.count(options.split, inputs)
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
-        loader = loaders.batches(options.split, perturbs[name])
-        evaluation = task.evaluate(loader, _context(cfg), shown)
+        loader = loaders.batches(options.split, perturbs[name], inputs=inputs)
+        if ways:
+            evaluation = evaluate_ways(task, loader, shown)
+        else:
+            evaluation = task.evaluate(loader, _context(cfg), shown)
         entries[name] = {
             "scores": evaluation.scores,
             "shapes": evaluation.shapes,
@@ -144,8 +150,10 @@ def _evaluate(
         record.write_json(folder / "eval" / f"{stem}.json", entries[name] | evaluation.details)
         _per_class(folder / "eval" / f"{stem}.csv", evaluation)
         if cfg.figures:
-            task.figures(evaluation, folder / "figures", stem)
-            _save_scenes(folder / "eval" / f"{stem}-shapes.npz", task.scenes(evaluation))
+            draw = draw_ways if ways else type(task).figures
+            draw(task, evaluation, folder / "figures", stem)
+            scenes = [] if ways else task.scenes(evaluation)
+            _save_scenes(folder / "eval" / f"{stem}-shapes.npz", scenes)
         store(name, entries[name])
     return entries
 

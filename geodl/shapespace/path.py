@@ -10,13 +10,15 @@ import scipy.sparse as sp
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from geodl.errors import UserError
-from geodl.nn.poisson import solved
+from geodl.nn.poisson import faces_of, solved
 from geodl.ops.geometry import Geometry
 from geodl.ops.laplacian import laplacian
 from geodl.ops.spectrum import factor
+from geodl.shape import Shape, ShapeBatch
 from geodl.shapespace.metric import H2
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,44 @@ def resampled(path: Tensor, times: int) -> Tensor:
     low = at.floor().long().clamp(max=len(path) - 2)
     share = (at - low).view(-1, *[1] * (path.dim() - 1))
     return (1 - share) * path[low] + share * path[low + 1]
+
+
+def as_rigid_as_possible(
+    q0: Float[Tensor, "v 3"],
+    q1: Float[Tensor, "v 3"],
+    face: Int[Tensor, "f 3"],
+    shares: Sequence[float],
+) -> Float[Tensor, "t v 3"]:
+    """Meshes at shares of the way on which every triangle turns and stretches evenly, as far as
+    they hang together (Alexa, Cohen-Or, Levin 2000; Xu, Zhang, Wang, Bao: Poisson shape
+    interpolation, 2005): the rotation of the Jacobian is taken to a power, what is left of it and
+    the centre go straight, and a Poisson equation joins the triangles."""
+    batch = ShapeBatch.pack([Shape(pos=q0.float(), face=face)])
+    faces = faces_of(batch)
+    frame = [*faces.grad(q0.float()).double(), _unit_normals(q0, face)]
+    image = [*faces.grad(q1.float()).double(), _unit_normals(q1, face)]
+    jacobian = torch.stack(image, -1) @ torch.stack(frame, -1).mT
+    u, size, vt = torch.linalg.svd(jacobian)
+    flip = torch.ones_like(size)
+    flip[:, 2] = torch.linalg.det(u @ vt).sign()
+    turn = (u * flip[:, None]) @ vt
+    stretch = vt.mT @ ((size * flip)[..., None] * vt)
+    axis = Rotation.from_matrix(turn.numpy()).as_rotvec()
+    eye = torch.eye(3, dtype=stretch.dtype)
+    centers = [faces.mass.double() @ q.double() / faces.mass.double().sum() for q in (q0, q1)]
+    path: list[Tensor] = []
+    for t in shares:
+        part = torch.from_numpy(Rotation.from_rotvec(t * axis).as_matrix())
+        delta = part @ ((1 - t) * eye + t * stretch)
+        wanted = torch.einsum("fij,rfj->rfi", delta, torch.stack(frame[:2]))
+        pos = faces.poisson(wanted.float(), batch).to(q0)
+        path.append(pos + (1 - t) * centers[0].to(q0) + t * centers[1].to(q0))
+    return torch.stack(path)
+
+
+def _unit_normals(q: Tensor, face: Tensor) -> Tensor:
+    a, b, c = q.double()[face].unbind(1)
+    return torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
 
 
 class Smoothing:
@@ -115,6 +155,28 @@ def geodesic(
         path = torch.cat([q0[None], inner, q1[None]])
         log.info("a path of %d meshes", count)
     return path
+
+
+def geodesic_in(
+    x0: Float[Tensor, " m"],
+    x1: Float[Tensor, " m"],
+    q: Float[Tensor, "v 3"],
+    basis: Float[Tensor, "m v 3"],
+    face: Int[Tensor, "f 3"],
+    metric: H2,
+    times: int = 9,
+    iterations: int = 100,
+) -> Float[Tensor, "t v 3"]:
+    """``geodesic`` among the meshes q plus a combination of the fields of a basis, between two of
+    them by their codes (BaRe-ESA 2023)."""
+    line = straight(x0[:, None], x1[:, None], times)[..., 0]
+
+    def meshes(inner: Tensor) -> Tensor:
+        codes = torch.cat([x0[None], inner, x1[None]])
+        return q + torch.tensordot(codes, basis, 1)
+
+    inner = minimised(lambda x: metric.energy(meshes(x), face), line[1:-1], iterations)
+    return meshes(inner)
 
 
 def following(

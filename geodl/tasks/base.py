@@ -84,7 +84,8 @@ class Task(L.LightningModule):
 
     ``metrics``: what its numbers mean, by name, the headline first; ``inputs``: the names of the
     shapes that one prediction takes (its batches are groups if there are several); ``decodes``:
-    whether it builds the decoder of the config; ``columns``: of predictions.csv.
+    whether it builds the decoder of the config; ``in_place``: whether the shapes of a group are
+    compared where they stand; ``columns``: of predictions.csv.
     """
 
     out: Out
@@ -92,6 +93,7 @@ class Task(L.LightningModule):
     metrics: ClassVar[Mapping[str, Measure]]
     inputs: ClassVar[tuple[str, ...]] = ("shape",)
     decodes: ClassVar[bool] = False
+    in_place: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, setup: Setup) -> None:
@@ -162,6 +164,19 @@ class Task(L.LightningModule):
         """The kept shapes as coloured surfaces by name ("prediction", "truth", "error"), for the
         report's viewer; none where there is nothing to see on a surface."""
         return []
+
+    # ---- ways between shapes ----
+
+    def along(self, batch: Any, shares: Sequence[float]) -> Tensor:
+        """Meshes (t n 3) at shares of the way from the first shapes of a group to the second.
+
+        Raises:
+            UserError: this task knows no ways.
+        """
+        raise UserError(
+            f"task={type(self).__name__.lower()} knows no way from one shape to another: choose "
+            "task=reconstruction, deformation or interpolation."
+        )
 
     # ---- the user's own shapes ----
 

@@ -18,8 +18,9 @@ from geodl.errors import UserError
 from geodl.losses import Kernel, chamfer, surface_distance, triangles
 from geodl.metrics import SurfaceError, VertexError, to_surface
 from geodl.nn.init import glorot
-from geodl.shape import ShapeBatch
+from geodl.shape import GroupBatch, ShapeBatch
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
+from geodl.tasks.ways import WAYS
 
 REGISTERED = ("l1", "l2")  # compare vertices one by one
 SURFACES = ("chamfer", "current", "varifold")  # compare surfaces
@@ -59,6 +60,7 @@ class Reconstruction(Task):
             "surface": Measure("mm", "less", headline=True),
             "error": Measure("mm", "less", headline=True),
         }
+        | WAYS
         | dict.fromkeys(
             ("std", "median", "p90", "scan_to_mesh", "mesh_to_scan"), Measure("mm", "less")
         )
@@ -195,6 +197,13 @@ class Reconstruction(Task):
         ours, theirs = triangles(pos, self.face), triangles(scan, face)
         kind: Kernel = "current" if name == "current" else "varifold"
         return torch.stack([surface_distance(ours, theirs, kind, s) for s in self.sigma]).sum()
+
+    def along(self, batch: GroupBatch, shares: Sequence[float]) -> Tensor:
+        """The decoded straight line between the codes."""
+        first, second = (self.encode(end)[0] for end in (batch.first, batch.second))
+        return torch.stack(
+            [self.decode((1 - t) * first + t * second).flatten(0, 1) for t in shares]
+        )
 
     # ---- metrics ----
 
