@@ -10,6 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from scipy.spatial.transform import Rotation
 
 from geodl.cli.main import run
+from geodl.data.files import read_mesh, write_ply
 from geodl.data.loaders import Loaders
 from geodl.data.poses import Poses
 from geodl.data.source import PATH
@@ -22,6 +23,9 @@ from geodl.ops.deform import SOLVERS, arap, biharmonic, rbf, rigid
 from geodl.runs import record
 from geodl.runs.build import build
 from geodl.runs.compose import compose
+from geodl.runs.interpolate import interpolate
+from geodl.runs.mistakes import validate
+from geodl.runs.predict import predict
 from geodl.shape import GroupBatch, Shape, ShapeBatch
 from geodl.shapespace.path import as_rigid_as_possible
 
@@ -323,3 +327,93 @@ def test_mistakes_in_one_sentence(tmp_path, words, said):
     cfg = compose([*first, "epochs=1", f"paths.outputs={tmp_path}", *words])
     with pytest.raises(UserError, match=said):
         run(cfg)
+
+
+# ---- the user's own meshes ----
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    place = tmp_path_factory.mktemp("trained")
+    GlobalHydra.instance().clear()
+    words = [*TINY, "task=deformation", *NETWORK, "epochs=1", "batch_size=2", "figures=false"]
+    cfg = compose([*words, f"paths.outputs={place}"])
+    run(cfg)
+    return record.run_folder(cfg) / "last.ckpt"
+
+
+@pytest.fixture
+def own(paths, tmp_path):
+    """Three meshes of a person, as files, and the source painted red above its middle."""
+    data = Poses(paths, train=2, test=1, poses=4, vertices=150)
+    grey = np.full((len(data.selected[0]), 3), 200, np.uint8)
+    for name, item in zip(("rest", "a", "b"), data.items("test"), strict=False):
+        pos = np.asarray(data.vertices_of(item))
+        write_ply(tmp_path / f"{name}.ply", pos, data.selected[1], grey)
+        if name == "rest":
+            red = np.where(pos[:, 1:2] > 0, [255, 0, 0], grey).astype(np.uint8)
+            write_ply(tmp_path / "painted.ply", pos, data.selected[1], red)
+    return tmp_path
+
+
+def asked(trained, *words):
+    GlobalHydra.instance().clear()
+    cfg = compose(["mode=predict", f"ckpt={trained}", *words])
+    validate(cfg)
+    return predict(cfg)
+
+
+def test_a_mesh_of_the_users_is_deformed_by_a_target_or_a_code(trained, own):
+    asked(trained, f"input=[{own}/rest.ply,{own}/a.ply]", f"output={own}/first")
+    (row,) = json.loads((own / "first" / "predictions.json").read_text())
+    assert len(row["code"]) == 64 and (own / "first" / "rest-a.png").is_file()
+    whole = read_mesh(own / "first" / "rest-a.ply")[0]
+    start = read_mesh(own / "rest.ply")[0]
+    code = f"code={own}/first/predictions.json"
+    asked(trained, f"input={own}/rest.ply", code, f"output={own}/second")
+    again = read_mesh(own / "second" / "rest.ply")[0]
+    np.testing.assert_allclose(again, whole, atol=1e-4)
+    asked(trained, f"input={own}/rest.ply", code, "amount=0", f"output={own}/none")
+    np.testing.assert_allclose(read_mesh(own / "none" / "rest.ply")[0], start, atol=1e-5)
+    mask = f"mask={own}/painted.ply"
+    asked(trained, f"input={own}/rest.ply", code, mask, f"output={own}/upper")
+    gap = np.linalg.norm(read_mesh(own / "upper" / "rest.ply")[0] - start, axis=1)
+    numbers = np.flatnonzero(start[:, 1] > 0)
+    (own / "numbers.txt").write_text("\n".join(map(str, numbers)))
+    mask = f"mask={own}/numbers.txt"
+    asked(trained, f"input={own}/rest.ply", code, mask, f"output={own}/numbered")
+    other = np.linalg.norm(read_mesh(own / "numbered" / "rest.ply")[0] - start, axis=1)
+    np.testing.assert_allclose(gap, other, atol=1e-6)
+    assert gap[start[:, 1] < -0.3].mean() < 0.5 * gap[start[:, 1] > 0.3].mean()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["code=rest.ply"], "cannot be read"),
+        (["code=short.json"], "has 2 numbers"),
+        (["code=good.json", "mask=a.txt"], "does not exist"),
+        (["code=good.json", "mask=far.txt"], "vertex numbers from 0 to"),
+        (["code=good.json", "mask=rest.ply"], "chooses no vertex"),
+        ([], "takes 2 shapes"),
+    ],
+)
+def test_mistakes_about_codes_and_masks(trained, own, monkeypatch, words, said):
+    monkeypatch.chdir(own)
+    (own / "short.json").write_text("[1, 2]")
+    (own / "good.json").write_text(json.dumps([{"code": [0.1] * 64}]))
+    (own / "far.txt").write_text("0 1 100000")
+    with pytest.raises(UserError, match=said):
+        asked(trained, "input=rest.ply", "output=out", *words)
+    assert not (own / "out").exists()
+
+
+def test_the_way_of_a_model_between_two_meshes(trained, own):
+    GlobalHydra.instance().clear()
+    words = ["mode=interpolate", f"ckpt={trained}", "times=3", f"output={own}/way"]
+    cfg = compose([*words, f"input=[{own}/a.ply,{own}/b.ply]"])
+    validate(cfg)
+    interpolate(cfg)
+    first = read_mesh(own / "way" / "00.ply")[0]
+    np.testing.assert_allclose(first, read_mesh(own / "a.ply")[0], atol=1e-4)
+    assert (own / "way" / "path.gif").is_file()

@@ -26,7 +26,7 @@ from geodl.runs.build import (
 from geodl.runs.checkpoint import load_weights, restore
 from geodl.spec import DataSpec
 from geodl.tasks.base import Evaluation, Scene
-from geodl.tasks.ways import draw_ways, evaluate_ways
+from geodl.tasks.ways import draw_ways, evaluate_ways, scenes_of_ways
 
 log = logging.getLogger(__name__)
 GALLERY = 12  # shapes in a gallery of predictions
@@ -152,7 +152,7 @@ def _evaluate(
         if cfg.figures:
             draw = draw_ways if ways else type(task).figures
             draw(task, evaluation, folder / "figures", stem)
-            scenes = [] if ways else task.scenes(evaluation)
+            scenes = scenes_of_ways(evaluation) if ways else task.scenes(evaluation)
             _save_scenes(folder / "eval" / f"{stem}-shapes.npz", scenes)
         store(name, entries[name])
     return entries

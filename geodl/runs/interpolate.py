@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from geodl import viz
 from geodl.data import formats
 from geodl.data.files import write_ply
+from geodl.data.own import own_shape
+from geodl.data.preprocess import Preprocess
 from geodl.errors import UserError
+from geodl.ops.cache import Cache
 from geodl.ops.check import repair
 from geodl.ops.geometry import face_areas
 from geodl.runs import record
-from geodl.runs.build import allow, make
+from geodl.runs.build import allow, device, make, paths
+from geodl.runs.checkpoint import restore
 from geodl.runs.predict import place
+from geodl.shape import GroupBatch, ShapeBatch
 from geodl.shapespace.match import registered
 from geodl.shapespace.metric import H2
 from geodl.shapespace.path import geodesic, resampled, straight
@@ -34,66 +42,53 @@ ITERATIONS = 50  # for each number of meshes on the way
 def interpolate(cfg: DictConfig) -> str:
     """The way from the first mesh to the second, on the first one's vertices, as ``times`` meshes,
     a picture and a film. Meshes of the same faces correspond vertex by vertex; others are found
-    without correspondence, and then the last mesh lies on the second one's surface."""
+    without correspondence, and then the last mesh lies on the second one's surface. With ``ckpt``,
+    the way of that model, in whose code both are."""
     began = time.monotonic()
     torch.set_num_threads(cfg.threads)
     metric: H2 = make("metric", cfg.metric, allow=allow(cfg))()
     files = [Path(str(one)).expanduser() for one in cfg.input]
-    first, second = _meshes(files)
-    same = np.array_equal(first[1], second[1])
     made_of = {
         "input": [str(f.resolve()) for f in files],
         "metric": OmegaConf.to_container(cfg.metric),
         "times": cfg.times,
+        **({"ckpt": record.fingerprint(Path(cfg.ckpt).expanduser())[:16]} if cfg.ckpt else {}),
     }
     target = place(cfg, "interpolate", made_of, "path.json")
-
-    # In the metric's coordinates: around the first one's centre, its area one.
-    size, centers = _sizes(files, first, second)
-    q0, q1 = (
-        torch.from_numpy((pos - center) / size)
-        for (pos, _), center in zip((first, second), centers, strict=True)
-    )
-    face, other = torch.from_numpy(first[1]), torch.from_numpy(second[1])
-    if not same:
-        log.info("other faces: the first mesh is fitted to the second one's surface")
-        q1 = registered(q0, face, q1, other, metric)
-        log.info("fitted, %.0f s", time.monotonic() - began)
-    counts = sorted({3, max(3, (cfg.times + 1) // 2), cfg.times})
-    path = geodesic(q0, q1, face, metric, counts, ITERATIONS)
-    line = straight(q0, q1, cfg.times)
-    shift = np.linspace(0, 1, cfg.times)[:, None, None] * (centers[1] - centers[0])
-    meshes, between = (p.numpy() * size + centers[0] + shift for p in (path, line))
+    found = by_model(cfg, files) if cfg.ckpt else shortest(cfg, files, metric)
+    path, line, face = found.path, straight(found.path[0], found.path[-1], cfg.times), found.face
+    meshes, between = (found.placed(p) for p in (path, line))
+    triangles = face.numpy()
 
     energy, straight_energy = (float(metric.energy(p, face)) for p in (path, line))
     stops = resampled(path, 3)[1], resampled(line, 3)[1], path[-1]
-    areas = [float(face_areas(pos.numpy(), first[1]).sum()) for pos in stops]
+    areas = [float(face_areas(pos.numpy(), triangles).sum()) for pos in stops]
     row: dict[str, Any] = {
         "energy": round(energy, 4),
         "energy_of_straight": round(straight_energy, 4),
         "area_halfway": round(areas[0], 4),
         "area_halfway_straight": round(areas[1], 4),
         "area_at_the_end": round(areas[2], 4),
-        "same_faces": same,
+        "same_faces": found.same,
         "seconds": round(time.monotonic() - began, 1),
     }
     # Whole or not at all: files are written beside the folder that they will be in.
     part = target.resolve().with_name(f".{target.resolve().name}.part")
     shutil.rmtree(part, ignore_errors=True)
     record.make_folder(part)
-    color = viz.position_color(first[0])
+    color = viz.position_color(meshes[0])
     for i, pos in enumerate(meshes):
         painted = (color * 255).astype(np.uint8)
-        write_ply(part / f"{i:02d}.ply", pos, first[1], painted)
+        write_ply(part / f"{i:02d}.ply", pos, triangles, painted)
     viz.strips(
         [meshes, between],
-        first[1],
+        triangles,
         part / "path.png",
         cfg.up,
         colors=[[color] * cfg.times] * 2,
-        titles=["shortest", "straight"],
+        titles=["the model's" if cfg.ckpt else "shortest", "straight"],
     )
-    viz.film(meshes, first[1], color, part / "path.gif", cfg.up)
+    viz.film(meshes, triangles, color, part / "path.gif", cfg.up)
     record.write_json(part / "path.json", [row | made_of])
     record.make_folder(target)
     for file in part.iterdir():  # beside whatever else the user keeps there
@@ -103,6 +98,64 @@ def interpolate(cfg: DictConfig) -> str:
         f"energy {energy:.4g} (straight: {straight_energy:.4g}), area half-way {areas[0]:.3f} "
         f"(straight: {areas[1]:.3f}) of the first mesh's\n{target}"
     )
+
+
+@dataclass
+class Way:
+    """path (t v 3) on faces (f 3), in coordinates in which the first mesh has about area one; how
+    to place it in those of the files; whether both files have the same faces."""
+
+    path: Tensor
+    face: Tensor
+    placed: Callable[[Tensor], NDArray[np.float64]]
+    same: bool
+
+
+def shortest(cfg: DictConfig, files: list[Path], metric: H2) -> Way:
+    """The geodesic of the metric."""
+    first, second = _meshes(files)
+    same = np.array_equal(first[1], second[1])
+    # In the metric's coordinates: around the first one's centre, its area one.
+    size, centers = _sizes(files, first, second)
+    q0, q1 = (
+        torch.from_numpy((pos - center) / size)
+        for (pos, _), center in zip((first, second), centers, strict=True)
+    )
+    face, other = torch.from_numpy(first[1]), torch.from_numpy(second[1])
+    if not same:
+        log.info("other faces: the first mesh is fitted to the second one's surface")
+        began = time.monotonic()
+        q1 = registered(q0, face, q1, other, metric)
+        log.info("fitted, %.0f s", time.monotonic() - began)
+    counts = sorted({3, max(3, (cfg.times + 1) // 2), cfg.times})
+    path = geodesic(q0, q1, face, metric, counts, ITERATIONS)
+    shift = np.linspace(0, 1, cfg.times)[:, None, None] * (centers[1] - centers[0])
+    return Way(path, face, lambda p: p.numpy() * size + centers[0] + shift, same)
+
+
+@torch.no_grad()
+def by_model(cfg: DictConfig, files: list[Path]) -> Way:
+    """Between the codes of a trained model: meshes of its template, or the first file's own mesh
+    deformed.
+
+    Raises:
+        UserError: the model knows no ways.
+    """
+    stored, task, meta = restore(Path(cfg.ckpt).expanduser(), cfg)
+    task.eval().to(device(stored))
+    given = Preprocess(**meta["preprocess"]), Cache(paths(cfg).cache)
+    shapes = [own_shape(file, task.needs, task.out, *given) for file in files]
+    first, second = (ShapeBatch.pack([s.ready]).to(task.device) for s in shapes)
+    group = GroupBatch(rest=first, first=first, second=second)
+    path = task.along(group, np.linspace(0, 1, cfg.times).tolist()).cpu().double()
+    face = shapes[0].seen.face
+    if path.shape[1] != len(shapes[0].seen.pos):  # decoded, not deformed
+        assert task.spec.template is not None
+        face = torch.from_numpy(task.spec.template.face)
+    size = float(face_areas(path[0].numpy(), face.numpy()).sum() ** 0.5)
+    same = torch.equal(shapes[0].raw.face, shapes[1].raw.face)
+    center = shapes[0].center.numpy()
+    return Way(path / size, face, lambda p: p.numpy() * size * shapes[0].size + center, same)
 
 
 def _meshes(files: list[Path]) -> list[Mesh]:

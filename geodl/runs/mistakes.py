@@ -86,6 +86,7 @@ def validate(cfg: Any) -> None:
 BESIDE_CKPT = (
     *("mode", "ckpt", "input", "output", "category", "test", "trainer", "paths", "debug"),
     *("figures", "workers", "threads", "batch_size", "allow", "stop_code"),
+    *("times", "up", "metric", "code", "mask", "amount"),
 )
 
 

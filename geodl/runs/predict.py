@@ -43,10 +43,14 @@ def predict(cfg: DictConfig) -> str:
         stored, (task, process) = cfg, _without_learning(cfg)
         model = name = record.run_name(cfg)
     task.eval().to(device(stored))
+    if cfg.code is not None or cfg.mask is not None or cfg.amount != 1:
+        task.tell(cfg.code, cfg.mask, float(cfg.amount))
     groups = _grouped(list(files), task)
     made_of = {
         "checkpoint": model,
         "input": [str(Path(str(one)).expanduser().resolve()) for one in _listed(cfg.input)],
+        **{k: v for k in ("code", "mask") if (v := cfg[k]) is not None},
+        **({"amount": cfg.amount} if cfg.amount != 1 else {}),
     }
     target = place(cfg, f"predict/{record.valid_name(name)}", made_of, "predictions.json")
     given = process, Cache(paths(cfg).cache), _category(task, cfg.category)

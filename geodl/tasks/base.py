@@ -180,6 +180,16 @@ class Task(L.LightningModule):
 
     # ---- the user's own shapes ----
 
+    def tell(self, code: Any, mask: str | None, amount: float) -> None:
+        """What to do to meshes of the user's, where, and how much of it.
+
+        Raises:
+            UserError: this model does nothing to meshes.
+        """
+        raise UserError(
+            "code=, mask= and amount= are for models that deform meshes (task=deformation)."
+        )
+
     def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
         """Predict for the shapes of one input (one, or as many as ``inputs``); write files that
         begin with ``place``; a row for predictions.json."""

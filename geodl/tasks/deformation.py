@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from geodl.data.files import write_ply
+from geodl.data.own import OwnShape
 from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.metrics import DeformedError
@@ -24,12 +27,15 @@ from geodl.ops.deform import SOLVERS
 from geodl.ops.hierarchy import barycentric
 from geodl.shape import GroupBatch, ShapeBatch
 from geodl.spec import Needs, Points, Spectrum
-from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
+from geodl.tasks.base import BATCH_NORM, Evaluation, Measure, Prediction, Scene, Setup, Task
 from geodl.tasks.ways import WAYS
 
 LOSSES = ("vertex", "jacobian", "normal")
 EIGENVECTORS = 4  # of spectral pooling
-SAMPLE = 64  # pairs by which codes and Jacobians are scaled
+SAMPLE = 256  # pairs by which codes and Jacobians are scaled
+# Of the largest variance of a code: directions with less are not stretched further. Those of a
+# network move while it learns, and with more it does not.
+FLAT = {"target": 1e-2, "handles": 1e-5}
 
 
 @dataclass
@@ -54,8 +60,9 @@ class Deformation(Task):
     encoder=identity the ``solver``.
 
     A code of zero deforms nothing, and a mask on faces leaves the rest without a code. Codes are
-    divided by their root mean square over training pairs before training, because a difference of
-    codes is small at first; so are losses by the size of the displacements.
+    whitened by what they are for training pairs before training, because a difference of codes is
+    small at first, and in most directions smaller still; losses are divided by the size of the
+    displacements.
 
     Metrics, of the source's own mesh: ``error`` in millimetres, ``normals`` (degrees), ``edges``,
     ``volume``, ``crossings`` (see ``geodl.metrics.DeformedError``), ``locality``: how much the
@@ -64,7 +71,7 @@ class Deformation(Task):
 
     Papers: Aigerman et al.: Neural Jacobian fields, SIGGRAPH 2022 (local="features"); Besnier et
     al.: PaNDaS, 2026 (local="encoder"); Besnier et al. 2023 (decoders, displacement of a given
-    neutral). Differs: codes are scaled, Jacobians are changes of the identity and none for the code
+    neutral). Differs: codes are whitened, Jacobians are changes of the identity and none for the code
     zero, the mean displacement is a linear function of the code; spectral pooling takes absolute
     values, because an eigenvector's sign means nothing.
 
@@ -135,6 +142,10 @@ class Deformation(Task):
         self.outputs = latent
         super().__init__(setup)
         self.learns = self.encoder.learns
+        # What ``tell`` sets: a code for all meshes, a mask, how much of the code.
+        self.given: Tensor | None = None
+        self.mask_file: Path | None = None
+        self.amount = 1.0
         if self.encoder.needs.find(Points):
             raise UserError(
                 "task=deformation moves the shapes' own vertices: set encoder.points=null."
@@ -161,10 +172,10 @@ class Deformation(Task):
             self.components = components
             return
         columns = latent if condition == "target" else 3 * count
-        self.register_buffer("code_scale", torch.ones(()))
+        self.register_buffer("whitening", torch.eye(columns))
         self.register_buffer("size", torch.ones(()))  # of displacements
         self.register_buffer("slope", torch.ones(()))  # of their gradients
-        self.code_scale: Tensor
+        self.whitening: Tensor
         self.size: Tensor
         self.slope: Tensor
         read = condition == "target"
@@ -207,7 +218,10 @@ class Deformation(Task):
                 self._fit_basis(loader)
             return
         was_training = self.training
-        self.train()  # BatchNorm has seen nothing yet
+        self.eval()
+        for module in self.modules():  # these have seen nothing yet
+            if isinstance(module, BATCH_NORM):
+                module.train()
         before = {k: v.clone() for k, v in self.state_dict().items()}
         codes: list[Tensor] = []
         sizes: list[Tensor] = []
@@ -224,7 +238,10 @@ class Deformation(Task):
                 break
         self.load_state_dict(before)
         self.train(was_training)
-        self.code_scale.fill_(float(torch.cat(codes).square().mean().sqrt().clamp(min=1e-12)))
+        rows = torch.cat(codes).double()
+        variance, directions = torch.linalg.eigh(rows.T @ rows / len(rows))
+        least = variance[-1].clamp(min=1e-24) * FLAT[self.condition]
+        self.whitening.copy_(directions / variance.clamp(min=least).sqrt())
         self.size.fill_(float(torch.stack(sizes).mean().sqrt().clamp(min=1e-12)))
         if slopes:
             self.slope.fill_(float(torch.stack(slopes).mean().sqrt().clamp(min=1e-12)))
@@ -314,7 +331,7 @@ class Deformation(Task):
         ``mask`` (faces): 1 where the code is heard, 0 where not."""
         if not self.learns:
             return self._solved(source, code), None
-        z = code / self.code_scale
+        z = code @ self.whitening
         if self.decoder is not None:
             if any(n != len(self._template()) for n in source.sizes):
                 raise UserError(
@@ -451,6 +468,66 @@ class Deformation(Task):
     def split(self, output: Tensor, batch: GroupBatch) -> list[Tensor]:
         return list(output.split(batch.source.sizes))
 
+    # ---- the user's own shapes ----
+
+    def tell(self, code: Any, mask: str | None, amount: float) -> None:
+        if not self.learns or self.decoder is not None or self.condition != "target":
+            raise UserError(
+                "code=, mask= and amount= need a model that reads targets and answers Jacobians: "
+                "experiment=deform/pandas or njf."
+            )
+        self.amount = amount
+        self.mask_file = None if mask is None else Path(mask).expanduser()
+        if code is not None:
+            self.given = _read_code(Path(str(code)).expanduser(), self.outputs)
+            self.inputs = ("source",)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @torch.no_grad()
+    def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        """The source deformed as .ply, in the file's coordinates, coloured by how far its vertices
+        went (yellow: a tenth of the template's radius), a picture, and a row with the code."""
+        from geodl import viz
+
+        source = shapes[0]
+        if source.seen.is_cloud or (not self.learns or self.condition != "target"):
+            what = "a cloud has none" if source.seen.is_cloud else "this model knows handles only"
+            raise UserError(f"{source.name} is to be moved by its surface, and {what}.")
+        batch = ShapeBatch.pack([source.ready]).to(self.device)
+        code = self.given
+        if code is None:
+            code = self.code(batch, ShapeBatch.pack([shapes[1].ready]).to(self.device), None)
+        mask = None
+        if self.mask_file is not None:
+            chosen = _read_mask(self.mask_file, len(source.raw.pos))
+            if len(source.seen.pos) != len(source.raw.pos):
+                raise UserError(f"{source.name} needed repair, so mask= would be of another mesh.")
+            mask = chosen.to(batch.face.device)[batch.face].all(1).float()
+        moved = self.moved(batch, self.amount * code.to(self.device), mask)[0].cpu()
+        pos, face = source.seen.pos + moved, source.seen.face.numpy()
+        own = pos.double().numpy() * source.size + source.center.numpy()
+        color = viz.heat(moved.norm(dim=1).numpy(), 0.1)
+        painted = (color * 255).astype(np.uint8)
+        write_ply(place.with_name(f"{place.name}.ply"), own, face, painted)
+        drawn = [source.seen, source.seen.replace(pos=pos), *(s.seen for s in shapes[1:])]
+        viz.strips(
+            [[s.pos.numpy() for s in drawn]],
+            face,
+            place.with_name(f"{place.name}.png"),
+            self.spec.up,
+            faces=[[s.face.numpy() for s in drawn]],
+            colors=[[None, color, *(None for _ in shapes[1:])]],
+        )
+        far = moved.norm(dim=1) * source.size
+        return {
+            "file": " to ".join(shape.name for shape in shapes),
+            "mesh": f"{place.name}.ply",
+            "moved": round(float(far.mean()), 6),
+            "code": [round(float(c), 6) for c in code[0]],
+        }
+
+    def in_words(self, row: Mapping[str, Any]) -> str:
+        return f"{row['mesh']}, vertices moved by {row['moved']:.4g} on average"
+
     # ---- pictures ----
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
@@ -492,6 +569,53 @@ class Deformation(Task):
             }
             found.append((f"{source.name} to {target.name}", layers))
         return found
+
+
+def _read_code(file: Path, length: int) -> Tensor:
+    """A code (1 d) from the predictions of this model on another pair."""
+    try:
+        content: Any = json.loads(file.read_text())
+        row = content[0] if isinstance(content, list) and isinstance(content[0], dict) else content
+        values = row["code"] if isinstance(row, dict) else row
+        code = torch.tensor(values, dtype=torch.float32)[None]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError):
+        raise UserError(
+            f"code={file} cannot be read: give the predictions.json that this model wrote for "
+            "input=[source.ply,target.ply]."
+        ) from None
+    if code.shape != (1, length):
+        raise UserError(f"code={file} has {code.numel()} numbers, this model takes {length}.")
+    return code
+
+
+def _read_mask(file: Path, vertices: int) -> Tensor:
+    """Which of the vertices (v) are chosen: named by number, from 0, in a text file, or painted in
+    a mesh (a colour that is not grey).
+
+    Raises:
+        UserError: it cannot be read, is of another mesh, or chooses nothing.
+    """
+    chosen = np.zeros(vertices, bool)
+    if not file.is_file():
+        raise UserError(f"mask={file} does not exist: give a painted mesh, or vertex numbers.")
+    if file.suffix.lower() in (".ply", ".obj", ".off", ".glb"):
+        import trimesh
+
+        mesh: Any = trimesh.load(file, process=False, force="mesh")
+        colors = np.asarray(mesh.visual.vertex_colors)[:, :3].astype(int)
+        if len(colors) != vertices:
+            raise UserError(
+                f"mask={file} has {len(colors)} vertices, the source has {vertices}: paint that."
+            )
+        chosen = np.ptp(colors, axis=1) > 50
+    else:
+        words = file.read_text(errors="replace").replace(",", " ").split()
+        if not all(w.isdecimal() and int(w) < vertices for w in words):
+            raise UserError(f"mask={file} must hold vertex numbers from 0 to {vertices - 1}.")
+        chosen[[int(w) for w in words]] = True
+    if not chosen.any():
+        raise UserError(f"mask={file} chooses no vertex: paint some in a colour, or name some.")
+    return torch.from_numpy(chosen)
 
 
 def _by_area(gradient: Tensor, faces: Faces) -> Tensor:

@@ -15,7 +15,7 @@ from geodl.data.registered import SHARES
 from geodl.errors import UserError
 from geodl.metrics import PathError
 from geodl.shape import GroupBatch
-from geodl.tasks.base import Evaluation, Measure, Task
+from geodl.tasks.base import Evaluation, Measure, Scene, Task
 
 STEPS = 7  # meshes of a way in a picture
 # What is measured of ways, beside the "error" to the true meshes between, where they are known.
@@ -61,12 +61,26 @@ def evaluate_ways(
             if count + i in keep:
                 steps = [times.index(t) for t in np.linspace(0, 1, STEPS).tolist()]
                 name = f"{batch.first.names[i]} to {batch.second.names[i]}"
-                truth = torch.stack([ends[0][i], ends[1][i]]) if true is None else true
-                kept.append(((name, truth), paths[steps, i]))
+                kept.append(((name, face), paths[steps, i]))
         count += len(batch)
     task.train(was_training)
     scores = {k: float(v) for k, v in meter.compute().items()}
     return Evaluation(scores, {}, count, kept)
+
+
+def scenes_of_ways(evaluation: Evaluation) -> list[Scene]:
+    """Some ways for the report's viewer, which plays them: layers by their share of the way."""
+    from geodl import viz
+
+    found: list[Scene] = []
+    for (name, face), path in evaluation.kept[:3]:
+        color = viz.position_color(path[0].numpy())
+        layers = {
+            f"{100 * i / (STEPS - 1):.0f} %": (pos.numpy(), face.numpy(), color)
+            for i, pos in enumerate(path)
+        }
+        found.append((name, layers))
+    return found
 
 
 def draw_ways(task: Task, evaluation: Evaluation, folder: Path, name: str) -> None:
