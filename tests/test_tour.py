@@ -24,12 +24,16 @@ def small(words):
     """What makes a command run in seconds: tiny data, one epoch, narrow networks."""
     text = " ".join(words)
     more = ["data.size=tiny", "figures=false"]
+    if "deform/" in text:
+        more[0] = "data.vertices=150"
+        more += ["data.train=2", "data.test=1", "data.poses=2"]
     if "matching" in text:  # the tiny data set has one test shape of a kind, so no pairs
         more += ["test=train"]
     if "mode=" not in text:
         untrained = "pca" in text or "matching" in text
+        untrained |= "deform/way" in text or "deform/solver" in text
         more += ["epochs=0" if untrained else "epochs=1", "batch_size=8"]
-    if "diffusionnet" in text or "matching" in text:
+    if "diffusionnet" in text or "matching" in text or "deform/pandas" in text:
         more += ["encoder.width=8", "encoder.blocks=1"]
     elif "creatures/pointnet" in text or "flat_mlp" in text:
         more += ["encoder.points=64"]
@@ -50,7 +54,7 @@ def jobs(words):
 
 
 def test_how_many_there_are():
-    assert len(COMMANDS) == 14 and all(c.startswith("geodl ") for c in COMMANDS)
+    assert len(COMMANDS) == 18 and all(c.startswith("geodl ") for c in COMMANDS)
     assert REFUSED in COMMANDS
 
 

@@ -236,6 +236,7 @@ class DiffusionNet(Encoder):
         Count(464_008, {}, 16, "face", 8),
         Count(462_344, {}, 3, "face", 8),
         Count(494_852, {}, 3, "vertex", 260),
+        Count(469_568, {}, 3, "face", 64),  # PaNDaS's
     )
     symmetries = frozenset({"permutation", "rotation", "translation"})
 

@@ -71,9 +71,10 @@ class Deformation(Task):
 
     Papers: Aigerman et al.: Neural Jacobian fields, SIGGRAPH 2022 (local="features"); Besnier et
     al.: PaNDaS, 2026 (local="encoder"); Besnier et al. 2023 (decoders, displacement of a given
-    neutral). Differs: codes are whitened, Jacobians are changes of the identity and none for the code
-    zero, the mean displacement is a linear function of the code; spectral pooling takes absolute
-    values, because an eigenvector's sign means nothing.
+    neutral). Differs: codes are whitened, Jacobians are changes of the identity and none for the
+    code zero, the mean displacement is a linear function of the code; spectral pooling takes
+    absolute values, because an eigenvector's sign means nothing. Parameters of PaNDaS: 469,568 per
+    encoder there, 64 fewer here in the one that reads targets (a bias, which no difference has).
 
     Args:
         solver: without training: "none", "biharmonic", "arap", "rbf", or "pca" (the span of the
