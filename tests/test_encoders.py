@@ -190,7 +190,7 @@ COUNTS = [
 
 
 def test_how_many_counts_there_are():
-    assert len(COUNTS) == 29
+    assert len(COUNTS) == 30
 
 
 @pytest.mark.parametrize(

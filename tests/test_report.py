@@ -190,3 +190,33 @@ def test_the_page_works_from_a_file(page, browser):
     assert width <= browser.execute_script("return window.innerWidth")
     severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert not severe, severe
+
+
+@pytest.mark.browser
+@pytest.mark.filterwarnings("ignore")
+def test_ways_are_played(here, browser):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    tiny = ["data.vertices=150", "data.train=1", "data.test=1", "data.poses=2"]
+    run(compose(["experiment=deform/way", "task.form=straight", *tiny]))
+    report.report(compose(["mode=report", "paths.reference=none"]))
+    browser.set_window_size(1200, 1000)
+    browser.get(f"file://{here / 'outputs' / 'report.html'}")
+    wait = WebDriverWait(browser, 60)
+    wait.until(lambda d: d.find_elements(By.CSS_SELECTOR, "#viewer canvas"))
+
+    def shown():
+        pressed = "document.querySelector('#layers [aria-pressed=true]').textContent"
+        return browser.execute_script(f"return {pressed}")
+
+    assert shown() == "0 %"
+    browser.find_element(By.ID, "play").click()
+    seen = set()
+    wait.until(lambda d: seen.add(shown()) or len(seen) > 3)
+    browser.find_element(By.ID, "play").click()
+    stopped = shown()
+    browser.execute_async_script("setTimeout(arguments[0], 600)")
+    assert shown() == stopped
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe, severe
