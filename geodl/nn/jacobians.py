@@ -48,6 +48,14 @@ def applied(delta: Float[Tensor, "f 3 3"], pos: Tensor, faces: Faces) -> Tensor:
     return torch.einsum("fij,rfj->rfi", delta, faces.grad(pos))
 
 
-def integrated(gradient: Tensor, faces: Faces, batch: ShapeBatch) -> Float[Tensor, "n 3"]:
-    """The displacement, of mean zero on every shape, whose gradient is nearest to (2 f 3)."""
-    return faces.poisson(gradient, batch)
+STIFF = 100.0  # how much more a face counts that is to stay as it is
+
+
+def integrated(
+    gradient: Tensor, faces: Faces, batch: ShapeBatch, mask: Tensor | None = None
+) -> Float[Tensor, "n 3"]:
+    """The displacement, of mean zero on every shape, whose gradient is nearest to (2 f 3). With a
+    mask (f), that of faces where it is zero is to be zero, and counts a hundred times: what is
+    asked of the others does not fit together, and would pull them along."""
+    weight = None if mask is None else 1 + (STIFF - 1) * (mask == 0)
+    return faces.poisson(gradient, batch, weight)

@@ -66,21 +66,25 @@ class Faces:
         total = product(y * (self.area / 3)[:, None], back, forth)
         return total / self.sum.clamp(min=torch.finfo(torch.float32).tiny)[:, None]
 
-    def poisson(self, y: Tensor, batch: ShapeBatch) -> Tensor:
+    def poisson(self, y: Tensor, batch: ShapeBatch, weight: Tensor | None = None) -> Tensor:
         """The function (v c), of mean 0 on every shape of the batch, whose gradient is nearest to
-        y (2 f c)."""
+        y (2 f c); ``weight`` (f): how much a face counts, beside its area."""
         forth, back = self.gradient
-        divergence = product((y * self.area[:, None]).flatten(0, 1), back, forth)
-        u = solved(divergence, self._solver)
+        area = self.area if weight is None else self.area * weight
+        divergence = product((y * area[:, None]).flatten(0, 1), back, forth)
+        u = solved(divergence, self._solver if weight is None else self._factor(area))
         return u - batch.spread(batch.mean(u, self.mass))
 
     @functools.cached_property
     def _solver(self) -> Any:
+        return self._factor(self.area)
+
+    def _factor(self, weight: Tensor) -> Any:
         n, f = len(self.mass), len(self.area)
         ends = np.arange(0, 6 * f + 1, 3)
         columns = np.tile(self._face.cpu().numpy(), 2)
         gradient = sp.csr_matrix((self._value.cpu().numpy(), columns, ends), (2 * f, n))
-        area = sp.diags(np.tile(self.area.double().cpu().numpy(), 2))
+        area = sp.diags(np.tile(weight.double().cpu().numpy(), 2))
         system = gradient.T @ area @ gradient + EPS * sp.identity(n)
         return factor(system.tocsr())
 

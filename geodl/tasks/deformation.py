@@ -352,7 +352,7 @@ class Deformation(Task):
         if mask is not None:
             told = told * mask[:, None]
         gradient = self.slope * applied(self.jacobians(u, told), source.pos, faces)
-        y = integrated(gradient, faces, source)
+        y = integrated(gradient, faces, source, mask)
         if mask is None:
             return y + source.spread(self.size * self.shift(z)), gradient
         # What hears nothing stays where it is.
