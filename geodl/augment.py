@@ -44,7 +44,7 @@ def axis_rotation(axis: str, angle: float) -> Tensor:
 
 class Augmentation:
     """Base. ``keeps`` names what is still true of the shape afterwards; ``moves``: whether it no
-    longer stands where others of its person do."""
+    longer stands, or has its vertices, where others of its person do."""
 
     keeps: ClassVar[frozenset[Keeps]] = frozenset()
     moves: ClassVar[bool] = False

@@ -80,6 +80,8 @@ class Shuffle(Perturbation):
     """The vertices in random order, those that a loss compares with as well: the correspondence is
     lost, the surface is the same."""
 
+    moves = True
+
     def __call__(self, shape: Shape, rng: np.random.Generator, spec: DataSpec) -> Shape:
         order = torch.from_numpy(rng.permutation(len(shape.pos)))
         place = torch.empty_like(order)

@@ -19,7 +19,7 @@ from geodl.metrics import DeformedError, PathError, is_closed, volume
 from geodl.nn.jacobians import Jacobians, applied, integrated
 from geodl.nn.poisson import faces_of
 from geodl.ops.crossing import crossing
-from geodl.ops.deform import SOLVERS, arap, biharmonic, rbf, rigid
+from geodl.ops.deform import SOLVERS, arap, biharmonic, rbf, rigid, solve
 from geodl.runs import record
 from geodl.runs.build import build
 from geodl.runs.compose import compose
@@ -54,8 +54,8 @@ def test_solvers_go_through_their_handles_and_keep_what_they_promise():
     pos, face = stretched_sphere()
     handle = np.arange(0, len(pos), 12)
     moved = 0.1 * np.random.default_rng(0).standard_normal((len(handle), 3))
-    for solve in SOLVERS.values():
-        np.testing.assert_allclose(solve(pos, face, handle, moved)[handle], moved, atol=1e-6)
+    for solver in SOLVERS.values():
+        np.testing.assert_allclose(solver(pos, face, handle, moved)[handle], moved, atol=1e-6)
     goal = pos @ TURN.T + [1.0, 2.0, 3.0]
     step = (goal - pos)[handle]
     np.testing.assert_allclose(pos + arap(pos, face, handle, step), goal, atol=1e-4)
@@ -75,6 +75,10 @@ def test_surfaces_that_go_through_each_other_are_seen():
     center = both[np.concatenate([face, face + len(pos)])].mean(1)
     assert found.any() and np.abs(center[found][:, 0] - 0.5).max() < 0.35
     assert not found[np.abs(center[:, 0] - 0.5) > 0.5].any()
+    both[0] = 50.0  # one vertex far away
+    assert crossing(both, np.concatenate([face, face + len(pos)])).any()
+    both[0] = np.nan
+    assert crossing(both, np.concatenate([face, face + len(pos)])).all()
     apart = np.concatenate([pos, pos + [2.5, 0.0, 0.0]])
     assert not crossing(apart, np.concatenate([face, face + len(pos)])).any()
 
@@ -269,6 +273,29 @@ def model(*words):
     return parts.task.eval(), next(iter(loaders.batches("test")))
 
 
+def test_weights_keep_what_was_measured_when_they_were_trained():
+    parts = build(composed("task=deformation", *NETWORK))
+    task, loader = parts.task, parts.loaders(train=False).batches("train")
+    task.fit(loader)
+    before = task.whitening.clone()
+    task.whitening.mul_(2)
+    task.fit(loader)
+    torch.testing.assert_close(task.whitening, 2 * before)
+
+
+def test_handles_on_one_vertex_count_once():
+    pos, face = stretched_sphere()
+    handle = np.arange(0, len(pos), 12)
+    moved = 0.1 * np.random.default_rng(0).standard_normal((len(handle), 3))
+    twice = np.append(handle, handle[0])
+    for name in SOLVERS:
+        once = solve(name, pos, face, handle, moved)
+        again = solve(name, pos, face, twice, np.append(moved, moved[:1], 0))
+        np.testing.assert_allclose(again, once, atol=1e-8)
+    with pytest.raises(UserError, match="four handles"):
+        solve("rbf", pos, face, handle[:3], moved[:3])
+
+
 def test_a_mask_leaves_the_rest_without_a_code():
     task, batch = model(*NETWORK)
     torch.nn.init.normal_(task.jacobians.last.weight)
@@ -308,6 +335,9 @@ def test_the_same_deformation_on_another_mesh_of_the_source(finished):
     [
         (["augment=so3"], "moves each on its own"),
         (["test=rotated"], "moves each on its own"),
+        (["augment=shuffle"], "moves each on its own"),
+        (["task.losses.vertex=0"], "needs a weight"),
+        (["test=remeshed", "+test.remeshed.ways=true"], "ways go between shapes as they are"),
         (["task.handles=landmarks"], "needs landmarks"),
         (["task.handles=5000"], "a shape has"),
         (["task.widths=[30]"], "multiples of 4"),
@@ -366,7 +396,11 @@ def asked(trained, *words):
 def test_a_mesh_of_the_users_is_deformed_by_a_target_or_a_code(trained, own):
     asked(trained, f"input=[{own}/rest.ply,{own}/a.ply]", f"output={own}/first")
     (row,) = json.loads((own / "first" / "predictions.json").read_text())
-    assert len(row["code"]) == 64 and (own / "first" / "rest-a.png").is_file()
+    assert (
+        row["code_file"] is None
+        and len(row["code"]) == 64
+        and (own / "first" / "rest-a.png").is_file()
+    )
     whole = read_mesh(own / "first" / "rest-a.ply")[0]
     start = read_mesh(own / "rest.ply")[0]
     code = f"code={own}/first/predictions.json"
@@ -395,6 +429,9 @@ def test_a_mesh_of_the_users_is_deformed_by_a_target_or_a_code(trained, own):
         (["code=good.json", "mask=a.txt"], "does not exist"),
         (["code=good.json", "mask=far.txt"], "vertex numbers from 0 to"),
         (["code=good.json", "mask=rest.ply"], "chooses no vertex"),
+        (["code=good.json", "mask=one.txt"], "no whole triangle"),
+        (["code=other.json"], "of another model"),
+        (["amount=abc"], "must be a number"),
         ([], "takes 2 shapes"),
     ],
 )
@@ -403,6 +440,8 @@ def test_mistakes_about_codes_and_masks(trained, own, monkeypatch, words, said):
     (own / "short.json").write_text("[1, 2]")
     (own / "good.json").write_text(json.dumps([{"code": [0.1] * 64}]))
     (own / "far.txt").write_text("0 1 100000")
+    (own / "one.txt").write_text("3")
+    (own / "other.json").write_text(json.dumps([{"code": [0.1] * 64, "checkpoint": "b"}]))
     with pytest.raises(UserError, match=said):
         asked(trained, "input=rest.ply", "output=out", *words)
     assert not (own / "out").exists()

@@ -56,7 +56,8 @@ class ICTExpressions(ICTFaces):
             raise UserError(f"data.expressions={expressions} must be 1 or more.")
         self.sample_seed, self.expressions = sample_seed, expressions
         size = f"{vertices or 'all'}v"
-        self.protocol = f"ict-expressions-{region}-{size}-{train}/{test}x{expressions}"
+        seed = f"-{sample_seed}" if sample_seed else ""
+        self.protocol = f"ict-expressions-{region}-{size}-{train}/{test}x{expressions}{seed}"
 
     def chosen(self, moved: dict[str, NDArray[np.float64]]) -> list[NDArray[np.float64]]:
         return list(moved.values())
@@ -69,7 +70,7 @@ class ICTExpressions(ICTFaces):
         }
 
     def person(self, item: Item) -> str:
-        return item.name[:-3]
+        return item.name.rsplit("-", 1)[0]
 
     def vertices_of(self, item: Item) -> NDArray[np.floating]:
         model = self.model
@@ -81,7 +82,7 @@ class ICTExpressions(ICTFaces):
         """The displacement (v 3) of an item from the same person at rest."""
         expressions = self.model["expression"]
         total = np.zeros(expressions.shape[1:])
-        if not item.name.endswith("-00"):
+        if int(item.name.rsplit("-", 1)[1]):
             rng = np.random.default_rng([self.sample_seed, item_seed(item.name)])
             for one in rng.choice(len(expressions), AT_ONCE, replace=False):
                 total += rng.uniform() * expressions[one]

@@ -74,7 +74,7 @@ class Poses(RegisteredData):
         }
 
     def person(self, item: Item) -> str:
-        return item.name[:-3]
+        return item.name.rsplit("-", 1)[0]
 
     # ---- the mesh and its bones ----
 
@@ -119,7 +119,7 @@ class Poses(RegisteredData):
 
     def _joints(self, item: Item) -> Rotation:
         """How every joint (n) of an item is turned."""
-        pose = int(item.name[-2:])
+        pose = int(item.name.rsplit("-", 1)[1])
         bends = self.bend * np.array(joint_bends(self.species))
         if pose == 0:
             return Rotation.identity(len(bends))

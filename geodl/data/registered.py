@@ -117,7 +117,7 @@ class RegisteredData(Source):
         return [(rest, other) for rest, *others in self._persons(items) for other in others]
 
     def ways(self, items: Sequence[Item]) -> list[tuple[Item, Item, Item]]:
-        """Every shape but those at rest is an end of one way."""
+        """Every shape but those at rest is an end of one way, the last of an odd number of none."""
         return [
             (rest, first, second)
             for rest, *others in self._persons(items)

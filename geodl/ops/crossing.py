@@ -13,10 +13,21 @@ from geodl.ops.geometry import face_vectors
 def crossing(pos: Float[np.ndarray, "v 3"], face: Int[np.ndarray, "f 3"]) -> NDArray[np.bool_]:
     """Which faces (f) another one, with which they share no vertex, goes through: an edge of either
     meets the inside of the other. Faces that lie in one plane are not seen."""
+    if not np.isfinite(pos).all():
+        return np.ones(len(face), bool)
     corner = np.asarray(pos, np.float64)[face]
     center = corner.mean(1)
     reach = np.linalg.norm(corner - center[:, None], axis=2).max(1)
-    near = KDTree(center).query_pairs(2 * float(reach.max()), output_type="ndarray")
+    # The few large ones are looked at one by one, or every pair would be near.
+    large = reach > 4 * np.median(reach)
+    small = np.flatnonzero(~large)
+    pairs = KDTree(center[small]).query_pairs(2 * reach[small].max(), output_type="ndarray")
+    rows = [small[pairs]]
+    for i in np.flatnonzero(large):
+        close = np.linalg.norm(center - center[i], axis=1) < reach + reach[i]
+        others = np.flatnonzero(close & ~(large & (np.arange(len(face)) <= i)))
+        rows.append(np.stack([np.full(len(others), i), others], axis=1))
+    near = np.concatenate(rows)
     gap = np.linalg.norm(center[near[:, 0]] - center[near[:, 1]], axis=1)
     near = near[gap < reach[near[:, 0]] + reach[near[:, 1]]]
     shared = (face[near[:, 0]][:, :, None] == face[near[:, 1]][:, None]).any((1, 2))

@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from geodl.errors import UserError
+
 ITERATIONS = 20  # of as-rigid-as-possible
 
 
@@ -76,6 +78,36 @@ SOLVERS: dict[str, Callable[..., NDArray[np.float64]]] = {
     "arap": arap,
     "rbf": rbf,
 }
+
+
+def solve(
+    name: str,
+    pos: NDArray[np.floating],
+    face: NDArray[np.integer],
+    handle: NDArray[np.integer],
+    moved: NDArray[np.floating],
+) -> NDArray[np.float64]:
+    """The displacements (v 3) that a solver finds. Handles on one vertex count as their mean.
+
+    Raises:
+        UserError: a cloud, too few handles, or a mesh that it cannot take.
+    """
+    if not len(face):
+        raise UserError(f"task.solver={name} moves meshes, and this is a cloud: no test=cloud.")
+    own, group = np.unique(handle, return_inverse=True)
+    mean = np.zeros((len(own), 3))
+    np.add.at(mean, group.reshape(-1), moved)
+    mean /= np.bincount(group.reshape(-1))[:, None]
+    if len(own) < 4:
+        raise UserError(f"task.solver={name} needs four handles in different places.")
+    try:
+        return SOLVERS[name](pos, face, own, mean)
+    except (RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"task.solver={name} finds nothing on this mesh ({reason}): every piece of it needs a "
+            "handle."
+        ) from error
 
 
 def _mesh(

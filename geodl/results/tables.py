@@ -363,10 +363,12 @@ def commit_of(result: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
 def _statistics(
     name: str, results: Found, test: str, metric: str, unit: str | None
 ) -> dict[str, Any]:
-    """mean, std and n of a metric over the seeds; nothing where there are none."""
+    """mean, std and n of a metric over the seeds; nothing where there are none, or where a task's
+    metric says nothing of this run (errors, where the truth is not known)."""
     scores = [e["scores"] for _, e in _evaluations(results, test)]
-    for known in (s for s in scores if metric not in s):
+    for known in (s for s in scores if metric not in s and unit is None):
         raise UserError(f"{name} has no metric {metric}: choose {_list(known)}.")
+    scores = [s for s in scores if metric in s]
     return over_seeds([factor(unit or "") * float(s[metric]) for s in scores])
 
 

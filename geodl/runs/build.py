@@ -28,7 +28,7 @@ from geodl.augment import Augmentation
 from geodl.data.fetch import Paths
 from geodl.data.loaders import Loaders
 from geodl.data.memory import Memory, available
-from geodl.data.source import Source
+from geodl.data.source import PATH, Source
 from geodl.data.views import Wishes
 from geodl.decoders.base import Decoder
 from geodl.encoders.base import Encoder
@@ -95,6 +95,12 @@ class Parts:
         found = {name: perturbations(self.cfg, name) for name in names}
         changes = [(f"test={name}", p) for name, chosen in found.items() for p in chosen]
         check_changes(self.task, changes)
+        for name, chosen in found.items():
+            if chosen and is_ways(self.task, self.cfg.test[name]):
+                raise UserError(
+                    f"test={name} changes shapes, but ways go between shapes as they are: leave "
+                    "its perturb= empty, or take another test set."
+                )
         return found
 
 
@@ -298,6 +304,11 @@ def perturbations(cfg: DictConfig, name: str) -> list[Perturbation]:
     """The changes that a named test set makes."""
     chosen = cfg.test[name].get("perturb") or []
     return [make("test", p, f"test.{name}", allow(cfg))() for p in chosen]
+
+
+def is_ways(task: Task, test: DictConfig) -> bool:
+    """Whether a test set is one of ways between shapes."""
+    return bool(test.get("ways")) or task.inputs == PATH
 
 
 def check_changes(task: Task, changes: Sequence[tuple[str, Augmentation]]) -> None:

@@ -22,6 +22,7 @@ from geodl.runs.build import (
     build_data,
     build_task,
     device,
+    is_ways,
 )
 from geodl.runs.checkpoint import load_weights, restore
 from geodl.spec import DataSpec
@@ -127,7 +128,7 @@ def _evaluate(
     entries: dict[str, dict[str, Any]] = {}
     for name in todo:
         options = cfg.test[name]
-        ways = bool(options.get("ways")) or task.inputs == PATH
+        ways = is_ways(task, options)
         inputs = PATH if ways else None
         count = loaders.count(options.split, inputs)
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())

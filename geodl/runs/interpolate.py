@@ -33,6 +33,8 @@ from geodl.shape import GroupBatch, ShapeBatch
 from geodl.shapespace.match import registered
 from geodl.shapespace.metric import H2
 from geodl.shapespace.path import geodesic, resampled, straight
+from geodl.tasks.deformation import Deformation
+from geodl.tasks.interpolation import Interpolation
 
 log = logging.getLogger(__name__)
 Mesh = tuple[NDArray[np.float64], NDArray[np.int64]]
@@ -52,7 +54,7 @@ def interpolate(cfg: DictConfig) -> str:
         "input": [str(f.resolve()) for f in files],
         "metric": OmegaConf.to_container(cfg.metric),
         "times": cfg.times,
-        **({"ckpt": record.fingerprint(Path(cfg.ckpt).expanduser())[:16]} if cfg.ckpt else {}),
+        "ckpt": record.fingerprint(Path(cfg.ckpt).expanduser())[:16] if cfg.ckpt else None,
     }
     target = place(cfg, "interpolate", made_of, "path.json")
     found = by_model(cfg, files) if cfg.ckpt else shortest(cfg, files, metric)
@@ -143,13 +145,19 @@ def by_model(cfg: DictConfig, files: list[Path]) -> Way:
     """
     stored, task, meta = restore(Path(cfg.ckpt).expanduser(), cfg)
     task.eval().to(device(stored))
+    own = isinstance(task, Deformation)
+    if isinstance(task, Interpolation) or (own and not (task.learns and task.reads)):
+        raise UserError(
+            f"ckpt={cfg.ckpt} needs to know where vertices go, which files do not say: give a "
+            "model that reads surfaces (experiment=deform/pandas, njf), or none."
+        )
     given = Preprocess(**meta["preprocess"]), Cache(paths(cfg).cache)
     shapes = [own_shape(file, task.needs, task.out, *given) for file in files]
     first, second = (ShapeBatch.pack([s.ready]).to(task.device) for s in shapes)
     group = GroupBatch(rest=first, first=first, second=second)
     path = task.along(group, np.linspace(0, 1, cfg.times).tolist()).cpu().double()
     face = shapes[0].seen.face
-    if path.shape[1] != len(shapes[0].seen.pos):  # decoded, not deformed
+    if not own:  # decoded, not deformed
         assert task.spec.template is not None
         face = torch.from_numpy(task.spec.template.face)
     size = float(face_areas(path[0].numpy(), face.numpy()).sum() ** 0.5)

@@ -45,12 +45,14 @@ def predict(cfg: DictConfig) -> str:
     task.eval().to(device(stored))
     if cfg.code is not None or cfg.mask is not None or cfg.amount != 1:
         task.tell(cfg.code, cfg.mask, float(cfg.amount))
+        _same_model(cfg.code, model)
     groups = _grouped(list(files), task)
     made_of = {
         "checkpoint": model,
         "input": [str(Path(str(one)).expanduser().resolve()) for one in _listed(cfg.input)],
-        **{k: v for k in ("code", "mask") if (v := cfg[k]) is not None},
-        **({"amount": cfg.amount} if cfg.amount != 1 else {}),
+        "code_file": _printed(cfg.code),
+        "mask_file": _printed(cfg.mask),
+        "amount": float(cfg.amount),
     }
     target = place(cfg, f"predict/{record.valid_name(name)}", made_of, "predictions.json")
     given = process, Cache(paths(cfg).cache), _category(task, cfg.category)
@@ -75,6 +77,21 @@ def predict(cfg: DictConfig) -> str:
         classes = [key for key in flat[0] if key not in rows[0]]
         write_csv(target / "predictions.csv", ["file", *task.columns, *classes], flat)
     return "\n".join([*(f"{row['file']}: {task.in_words(row)}" for row in rows), str(target)])
+
+
+def _printed(file: Any) -> str | None:
+    return None if file is None else record.fingerprint(Path(str(file)).expanduser())[:16]
+
+
+def _same_model(code: Any, model: str) -> None:
+    """Raises UserError where a code is that of another model."""
+    rows: Any = None if code is None else record.read_json(Path(str(code)).expanduser())
+    row: Any = rows[0] if isinstance(rows, list) and rows else None
+    if isinstance(row, dict) and row.get("checkpoint", model) != model:
+        raise UserError(
+            f"code={code} is of another model ({row['checkpoint']}): codes mean something to the "
+            "model alone that made them."
+        )
 
 
 def _without_learning(cfg: DictConfig) -> tuple[Task, Preprocess]:
@@ -167,7 +184,10 @@ def _others(target: Path, made_of: dict[str, Any], file: str) -> bool:
         return True
     rows: Any = record.read_json(target / file)
     first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
-    return any(target.iterdir()) and any(first.get(k) != v for k, v in made_of.items())
+    usual = {"amount": 1.0}  # of folders that were written before there was a choice
+    return any(target.iterdir()) and any(
+        first.get(k, usual.get(k)) != v for k, v in made_of.items()
+    )
 
 
 def _unique(groups: Sequence[Sequence[str]]) -> list[str]:

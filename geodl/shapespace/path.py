@@ -50,6 +50,7 @@ def as_rigid_as_possible(
     they hang together (Alexa, Cohen-Or, Levin 2000; Xu, Zhang, Wang, Bao: Poisson shape
     interpolation, 2005): the rotation of the Jacobian is taken to a power, what is left of it and
     the centre go straight, and a Poisson equation joins the triangles."""
+    given, q0, q1, face = q0, q0.cpu(), q1.cpu(), face.cpu()
     batch = ShapeBatch.pack([Shape(pos=q0.float(), face=face)])
     faces = faces_of(batch)
     frame = [*faces.grad(q0.float()).double(), _unit_normals(q0, face)]
@@ -70,7 +71,7 @@ def as_rigid_as_possible(
         wanted = torch.einsum("fij,rfj->rfi", delta, torch.stack(frame[:2]))
         pos = faces.poisson(wanted.float(), batch).to(q0)
         path.append(pos + (1 - t) * centers[0].to(q0) + t * centers[1].to(q0))
-    return torch.stack(path)
+    return torch.stack(path).to(given)
 
 
 def _unit_normals(q: Tensor, face: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from geodl.metrics import DeformedError
 from geodl.nn.jacobians import Jacobians, applied, integrated
 from geodl.nn.neighbors import farthest
 from geodl.nn.poisson import Faces, faces_of
-from geodl.ops.deform import SOLVERS
+from geodl.ops.deform import solve
 from geodl.ops.hierarchy import barycentric
 from geodl.shape import GroupBatch, ShapeBatch
 from geodl.spec import Needs, Points, Spectrum
@@ -121,6 +121,8 @@ class Deformation(Task):
         for name in weights:
             if name not in LOSSES:
                 raise UserError(f"task.losses.{name} is not known: choose {', '.join(LOSSES)}.")
+        if not weights or (setup.decoder is not None and weights.keys() == {"jacobian"}):
+            raise UserError("task.losses needs a weight: of vertex, say.")
         template = setup.spec.template
         if template is None:
             raise UserError(
@@ -143,6 +145,7 @@ class Deformation(Task):
         self.outputs = latent
         super().__init__(setup)
         self.learns = self.encoder.learns
+        self.reads = condition == "target"
         # What ``tell`` sets: a code for all meshes, a mask, how much of the code.
         self.given: Tensor | None = None
         self.mask_file: Path | None = None
@@ -173,9 +176,11 @@ class Deformation(Task):
             self.components = components
             return
         columns = latent if condition == "target" else 3 * count
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.register_buffer("whitening", torch.eye(columns))
         self.register_buffer("size", torch.ones(()))  # of displacements
         self.register_buffer("slope", torch.ones(()))  # of their gradients
+        self.fitted: Tensor
         self.whitening: Tensor
         self.size: Tensor
         self.slope: Tensor
@@ -218,6 +223,9 @@ class Deformation(Task):
             if self.solver == "pca":
                 self._fit_basis(loader)
             return
+        if self.fitted:  # weights that are given were trained with what was measured then
+            return
+        self.fitted.fill_(True)
         was_training = self.training
         self.eval()
         for module in self.modules():  # these have seen nothing yet
@@ -334,11 +342,10 @@ class Deformation(Task):
             return self._solved(source, code), None
         z = code @ self.whitening
         if self.decoder is not None:
-            if any(n != len(self._template()) for n in source.sizes):
-                raise UserError(
-                    f"a decoder of a template's vertices deforms its mesh alone, and "
-                    f"{source.names[0]} is another: leave out decoder=."
-                )
+            for face, start, name in zip(
+                source.face.split(source.counts["face"]), source.ptr, source.names, strict=False
+            ):
+                self._need_template(face - start, name, "decoder=")
             return self.size * self.decoder(z).flatten(0, 1), None
         assert self.jacobians is not None and self.shift is not None
         faces = faces_of(source)
@@ -353,11 +360,18 @@ class Deformation(Task):
             told = told * mask[:, None]
         gradient = self.slope * applied(self.jacobians(u, told), source.pos, faces)
         y = integrated(gradient, faces, source, mask)
-        if mask is None:
+        if mask is None or bool(mask.all()):
             return y + source.spread(self.size * self.shift(z)), gradient
         # What hears nothing stays where it is.
         still = faces.mass * (faces.to_vertices((mask == 0).to(y)[:, None])[:, 0] > 0.5)
         return y - source.spread(source.mean(y, still + 1e-9 * faces.mass)), gradient
+
+    def _need_template(self, face: Tensor, name: str, what: str) -> None:
+        if not torch.equal(face.cpu(), self.face):
+            raise UserError(
+                f"{what} moves the vertices of the template's mesh, and {name} is another: leave "
+                "it out."
+            )
 
     def _solved(self, source: ShapeBatch, code: Tensor) -> Tensor:
         if self.solver == "none":
@@ -367,19 +381,18 @@ class Deformation(Task):
         for shape, handle, row in shapes:
             wanted = row.view(-1, 3).cpu()
             if self.solver == "pca":
-                found.append(self._projected(handle, wanted))
+                self._need_template(shape.face, shape.name, "task.solver=pca")
+                found.append(self._projected(handle.cpu(), wanted).to(source.pos))
                 continue
             pos, face = shape.pos.double().cpu().numpy(), shape.face.cpu().numpy()
-            own = SOLVERS[self.solver](pos, face, handle.cpu().numpy(), wanted.double().numpy())
+            own = solve(self.solver, pos, face, handle.cpu().numpy(), wanted.double().numpy())
             found.append(torch.from_numpy(own).to(source.pos))
         return torch.cat(found)
 
     def _projected(self, handle: Tensor, wanted: Tensor) -> Tensor:
         """The likeliest displacement of the PCA's normal distribution, if handles are known to a
         hundredth of what they move by."""
-        mean, basis = self.mean.view(-1, 3), self.basis.view(self.components, -1, 3)
-        if len(mean) != len(self._template()):
-            raise UserError("task.solver=pca deforms the template's mesh alone.")
+        mean, basis = self.mean.cpu().view(-1, 3), self.basis.cpu().view(self.components, -1, 3)
         a = basis[:, handle].flatten(1).double()
         gap = (wanted - mean[handle]).flatten().double()
         noise = 1e-4 * a.square().sum(0).mean()
@@ -503,6 +516,10 @@ class Deformation(Task):
             if len(source.seen.pos) != len(source.raw.pos):
                 raise UserError(f"{source.name} needed repair, so mask= would be of another mesh.")
             mask = chosen.to(batch.face.device)[batch.face].all(1).float()
+            if not mask.any():
+                raise UserError(
+                    f"mask={self.mask_file} holds no whole triangle: choose three vertices of one."
+                )
         moved = self.moved(batch, self.amount * code.to(self.device), mask)[0].cpu()
         pos, face = source.seen.pos + moved, source.seen.face.numpy()
         own = pos.double().numpy() * source.size + source.center.numpy()
@@ -599,11 +616,14 @@ def _read_mask(file: Path, vertices: int) -> Tensor:
     chosen = np.zeros(vertices, bool)
     if not file.is_file():
         raise UserError(f"mask={file} does not exist: give a painted mesh, or vertex numbers.")
-    if file.suffix.lower() in (".ply", ".obj", ".off", ".glb"):
+    if file.suffix.lower() == ".ply":
         import trimesh
 
-        mesh: Any = trimesh.load(file, process=False, force="mesh")
-        colors = np.asarray(mesh.visual.vertex_colors)[:, :3].astype(int)
+        try:
+            mesh: Any = trimesh.load(file, process=False, force="mesh")
+            colors = np.asarray(mesh.visual.vertex_colors)[:, :3].astype(int)
+        except (ValueError, AttributeError, IndexError, KeyError) as error:
+            raise UserError(f"mask={file} cannot be read: give a .ply with colours.") from error
         if len(colors) != vertices:
             raise UserError(
                 f"mask={file} has {len(colors)} vertices, the source has {vertices}: paint that."
