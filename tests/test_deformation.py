@@ -447,6 +447,16 @@ def test_mistakes_about_codes_and_masks(trained, own, monkeypatch, words, said):
     assert not (own / "out").exists()
 
 
+def test_a_mistake_in_the_second_of_several_meshes_leaves_nothing(trained, own):
+    (own / "good.json").write_text(json.dumps([{"code": [0.1] * 64}]))
+    pos, face = icosphere(1)
+    write_ply(own / "small.ply", pos, face, np.full((len(pos), 3), 200, np.uint8))
+    words = [f"input=[{own}/rest.ply,{own}/small.ply]", f"code={own}/good.json"]
+    with pytest.raises(UserError, match="42 vertices|the source has"):
+        asked(trained, *words, f"mask={own}/painted.ply", f"output={own}/out")
+    assert not (own / "out").exists()
+
+
 def test_the_way_of_a_model_between_two_meshes(trained, own):
     GlobalHydra.instance().clear()
     words = ["mode=interpolate", f"ckpt={trained}", "times=3", f"output={own}/way"]

@@ -74,6 +74,8 @@ def validate(cfg: Any) -> None:
         )
     if cfg.trainer.precision not in ("32-true", "bf16-mixed"):
         raise UserError(f"trainer.precision={cfg.trainer.precision}: choose 32-true or bf16-mixed.")
+    if cfg.mode != "predict" and (cfg.code or cfg.mask or cfg.amount != 1):
+        raise UserError("code=, mask= and amount= are for mode=predict.")
     if not isinstance(cfg.amount, (int, float)) or isinstance(cfg.amount, bool):
         raise UserError(f"amount={cfg.amount} must be a number: 0.5 is half-way, 1.5 beyond.")
     memory = cfg.data.get("memory")

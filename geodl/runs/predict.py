@@ -61,6 +61,8 @@ def predict(cfg: DictConfig) -> str:
     for group in shapes:
         for shape in group:
             shape.name = files[shape.file]
+    for group in shapes:
+        task.check(group)
     stems = _unique([[files[file] for file in group] for group in groups])
     fresh = not target.exists()
     record.make_folder(target)

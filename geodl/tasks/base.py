@@ -190,6 +190,10 @@ class Task(L.LightningModule):
             "code=, mask= and amount= are for models that deform meshes (task=deformation)."
         )
 
+    def check(self, shapes: Sequence[OwnShape]) -> None:
+        """Raises UserError where ``write`` could not do its work; called for all inputs before
+        anything is written."""
+
     def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
         """Predict for the shapes of one input (one, or as many as ``inputs``); write files that
         begin with ``place``; a row for predictions.json."""

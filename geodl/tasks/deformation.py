@@ -496,6 +496,27 @@ class Deformation(Task):
             self.given = _read_code(Path(str(code)).expanduser(), self.outputs)
             self.inputs = ("source",)  # pyright: ignore[reportAttributeAccessIssue]
 
+    def check(self, shapes: Sequence[OwnShape]) -> None:
+        source = shapes[0]
+        if source.seen.is_cloud or not (self.learns and self.reads):
+            what = "a cloud has none" if source.seen.is_cloud else "this model knows handles only"
+            raise UserError(f"{source.name} is to be moved by its surface, and {what}.")
+        self._mask(source)
+
+    def _mask(self, source: OwnShape) -> Tensor | None:
+        """Which faces (f) of a mesh of the user's hear the code: 1 or 0."""
+        if self.mask_file is None:
+            return None
+        chosen = _read_mask(self.mask_file, len(source.raw.pos))
+        if len(source.seen.pos) != len(source.raw.pos):
+            raise UserError(f"{source.name} needed repair, so mask= would be of another mesh.")
+        mask = chosen[source.seen.face].all(1).float()
+        if not mask.any():
+            raise UserError(
+                f"mask={self.mask_file} holds no whole triangle: choose three vertices of one."
+            )
+        return mask.to(self.device)
+
     @torch.no_grad()
     def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
         """The source deformed as .ply, in the file's coordinates, coloured by how far its vertices
@@ -503,23 +524,11 @@ class Deformation(Task):
         from geodl import viz
 
         source = shapes[0]
-        if source.seen.is_cloud or (not self.learns or self.condition != "target"):
-            what = "a cloud has none" if source.seen.is_cloud else "this model knows handles only"
-            raise UserError(f"{source.name} is to be moved by its surface, and {what}.")
         batch = ShapeBatch.pack([source.ready]).to(self.device)
         code = self.given
         if code is None:
             code = self.code(batch, ShapeBatch.pack([shapes[1].ready]).to(self.device), None)
-        mask = None
-        if self.mask_file is not None:
-            chosen = _read_mask(self.mask_file, len(source.raw.pos))
-            if len(source.seen.pos) != len(source.raw.pos):
-                raise UserError(f"{source.name} needed repair, so mask= would be of another mesh.")
-            mask = chosen.to(batch.face.device)[batch.face].all(1).float()
-            if not mask.any():
-                raise UserError(
-                    f"mask={self.mask_file} holds no whole triangle: choose three vertices of one."
-                )
+        mask = self._mask(source)
         moved = self.moved(batch, self.amount * code.to(self.device), mask)[0].cpu()
         pos, face = source.seen.pos + moved, source.seen.face.numpy()
         own = pos.double().numpy() * source.size + source.center.numpy()
