@@ -61,7 +61,8 @@ def small(command):
     if re.search(r"mode=(list|table|report|predict|interpolate)", command):
         return command
     more = ["epochs=1", "figures=false", "batch_size=4"]
-    more += [] if "folder" in command or "registered" in command else ["data.size=tiny"]
+    sized = any(word in command for word in ("folder", "registered", "deform/"))
+    more += [] if sized else ["data.size=tiny"]
     if "encoder=diffusionnet" in command and "," not in command:
         more += ["encoder.width=8", "encoder.blocks=1"]
     if "encoder=pointnet" in command:
