@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from geodl.errors import UserError
+from geodl.nn.jacobians import applied, integrated
 from geodl.nn.poisson import faces_of, solved
 from geodl.ops.geometry import Geometry
 from geodl.ops.laplacian import laplacian
@@ -68,8 +69,8 @@ def as_rigid_as_possible(
     for t in shares:
         part = torch.from_numpy(Rotation.from_rotvec(t * axis).as_matrix())
         delta = part @ ((1 - t) * eye + t * stretch)
-        wanted = torch.einsum("fij,rfj->rfi", delta, torch.stack(frame[:2]))
-        pos = faces.poisson(wanted.float(), batch).to(q0)
+        wanted = applied(delta.float(), batch.pos, faces)
+        pos = integrated(wanted, faces, batch).to(q0)
         path.append(pos + (1 - t) * centers[0].to(q0) + t * centers[1].to(q0))
     return torch.stack(path).to(given)
 

@@ -405,14 +405,15 @@ class Deformation(Task):
         return Deformed(output, gradient=gradient)
 
     def predict_eval(self, batch: GroupBatch) -> Deformed:
-        prediction = self.predict(batch)
+        source = batch.source
+        code = self.code(source, batch.target, batch)
+        output, gradient = self.moved(source, code)
+        prediction = Deformed(output, gradient=gradient)
         if not self.learns or self.decoder is not None:
             return prediction
-        source = batch.source
         height = source.pos[:, 1 if self.spec.up == "y" else 2, None]
         low = (height < source.spread(source.mean(height)))[:, 0]
         mask = low[source.face].all(1).float()
-        code = self.code(source, batch.target, batch)
         prediction.lower = self.moved(source, code, mask)[0]
         prediction.upper = ~low
         return prediction
