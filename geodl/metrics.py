@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
@@ -412,6 +413,56 @@ class PathError(Metric):
         means = {n: getattr(state, n) / state.meshes for n in ("ends", "edges", "crossings")}
         known = {"error": state.error / state.known} if state.known else {}
         return known | means | ({"volume": state.volume / state.closed} if state.closed else {})
+
+
+class FieldError(Metric):
+    """Surfaces of functions of space against true ones: see ``geodl.tasks.implicit.Implicit``."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("iou", "volumes", "chamfer", "shapes", "normals", "surfaces", "lost"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        found: NDArray[Any] | None,
+        true: NDArray[Any] | None,
+        normals: tuple[Any, Any] | None = None,
+        inside: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """One shape: points on its surface (n 3), None if it has none, on the true one (m 3; None:
+        not to be compared), the normals at both, which points of space are in each volume (q)."""
+        state: Any = self
+        if inside is not None:
+            ours, theirs = inside
+            union = (ours | theirs).sum().clamp(min=1)
+            state.iou += ((ours & theirs).sum() / union).cpu()
+            state.volumes += 1
+        if true is None:
+            return
+        state.shapes += 1
+        if normals is not None:
+            state.surfaces += 1
+        if found is None:
+            state.lost += 1
+            state.chamfer += 1.0
+            return
+        forth, there = KDTree(true).query(found)
+        back, here = KDTree(found).query(true)
+        state.chamfer += float(np.mean(forth) + np.mean(back)) / 2
+        if normals is not None:
+            ours, theirs = normals
+            cosines = (ours * theirs[there]).sum(1), (theirs * ours[here]).sum(1)
+            state.normals += float(sum(np.abs(c).mean() for c in cosines)) / 2
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        scores = {"chamfer": 100 * state.chamfer / state.shapes} if state.shapes else {}
+        if state.surfaces:
+            scores |= {"normals": state.normals / state.surfaces, "lost": state.lost}
+        return ({"iou": state.iou / state.volumes} if state.volumes else {}) | scores
 
 
 def _vectors(pos: Tensor, face: Tensor) -> Tensor:

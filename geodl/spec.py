@@ -74,6 +74,8 @@ class Need:
     fields: ClassVar[dict[str, Field]] = {}  # what it adds to Shape.ops
     lengths: ClassVar[tuple[str, ...]] = ()  # its parameters that are lengths
     on_meshes: ClassVar[bool] = False  # whether point clouds are refused
+    # Whether it is of the shape as the data have it, whatever a test set makes of the input: truth.
+    of_truth: ClassVar[bool] = False
 
     def merge(self, other: Need) -> Need:
         """The one request that answers both (same class on both sides)."""
@@ -172,6 +174,28 @@ class LogMap(Need):
 
 
 @dataclass(frozen=True)
+class Samples(Need):
+    """Points of space with their signed distances to a closed mesh, negative inside: ``near`` (n 3)
+    and ``near_distance`` (n) around the surface, ``cube`` and ``cube_distance`` anywhere in
+    [-1, 1]^3; ``surface`` (s 3), points on it, with normals."""
+
+    near: int = 4000
+    cube: int = 4000
+    surface: int = 4000
+    function: ClassVar[str] = "geodl.ops.distance:sample_fields"
+    fields: ClassVar[dict[str, Field]] = {
+        "near": Field("near", turns=True, scale=1),
+        "near_distance": Field("near", scale=1),
+        "cube": Field("cube", turns=True, scale=1),
+        "cube_distance": Field("cube", scale=1),
+        "surface": Field("surface", turns=True, scale=1),
+        "surface_normal": Field("surface", turns=True),
+    }
+    on_meshes: ClassVar[bool] = True
+    of_truth: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
 class Normals(Need):
     """Unit vertex normals; they live in ``Shape.normal`` and rotate with the shape."""
 
@@ -219,8 +243,14 @@ class Needs:
 
     @property
     def computed(self) -> tuple[Need, ...]:
-        """The requests that a function in ``geodl.ops`` answers and the cache keeps."""
-        return tuple(r for r in self.requests if r.function)
+        """The requests about what the model sees that a function in ``geodl.ops`` answers and the
+        cache keeps."""
+        return tuple(r for r in self.requests if r.function and not r.of_truth)
+
+    @property
+    def truth(self) -> tuple[Need, ...]:
+        """Those about the shape as the data have it."""
+        return tuple(r for r in self.requests if r.of_truth)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from geodl.data.memory import Memory, available
 from geodl.data.preprocess import BadShape
 from geodl.data.source import PATH, Source
-from geodl.data.views import GroupView, View, Wishes
+from geodl.data.views import GroupView, View, Wishes, computed
 from geodl.errors import UserError
 from geodl.perturb import Perturbation
 from geodl.progress import track
@@ -267,6 +267,7 @@ def prepare_item(
             shape = memory.get(source, item.name, lambda: shape)
         view = View(source, [item], wishes, train)
         copies = range(wishes.copies) if train and wishes.copies else [0]
+        computed(shape, wishes.needs.truth, source.preprocess.backend, source.cache)
         if wishes.needs.computed or wishes.copies:
             for copy in copies:
                 view.with_operators(shape, item, copy)

@@ -14,7 +14,7 @@ from torch import Tensor
 from geodl.carry import edges_of, elements, sampled
 from geodl.data import formats
 from geodl.data.preprocess import BadShape, Preprocess
-from geodl.data.views import attach
+from geodl.data.views import attach, computed
 from geodl.errors import UserError
 from geodl.ops.cache import Cache
 from geodl.shape import Shape
@@ -69,6 +69,8 @@ def own_shape(
             log.info("%s: %s", file.name, what)
         placed = raw.replace(pos=((raw.pos.double() - done.center) / done.size).float())
         seen = done.shape.replace(category=category)
+        if not seen.is_cloud:
+            seen = computed(seen, needs.truth, process.backend, cache)
         if on == "edge":
             seen, placed = _with_edges(seen), _with_edges(placed)
         ready = seen

@@ -58,6 +58,7 @@ class Princeton(Source):
 
     Args:
         split: "10-10" or "16-4".
+        classes: names of those that are wanted; null: all.
         preprocess: simplified to about 1,000 vertices; ``vertices: null`` for the original meshes.
     """
 
@@ -65,15 +66,23 @@ class Princeton(Source):
         self,
         paths: Paths,
         split: Literal["10-10", "16-4"] = "10-10",
+        classes: list[str] | None = None,
         preprocess: Preprocess = COARSE,
     ) -> None:
         super().__init__(paths)
         if split not in ("10-10", "16-4"):
             raise UserError(f"data.split={split} is not known: choose 10-10 or 16-4.")
+        if odd := set(classes or ()) - set(NAMES):
+            raise UserError(
+                f"data.classes has {', '.join(sorted(odd))}: choose among {', '.join(NAMES)}."
+            )
         self.split = split
+        self.classes = tuple(n for n in NAMES if classes is None or n in classes)
         self.preprocess = preprocess
         size = f"{preprocess.vertices}v" if preprocess.vertices else "original"
-        self.spec = DataSpec(classes=NAMES, up="y", protocol=f"princeton-{split}-{size}")
+        chosen = "" if classes is None else f"-{'+'.join(self.classes)}"
+        protocol = f"princeton-{split}-{size}{chosen}"
+        self.spec = DataSpec(classes=self.classes, up="y", protocol=protocol)
 
     @property
     def root(self) -> Path:
@@ -87,8 +96,9 @@ class Princeton(Source):
             for name in names:
                 if not (root / "off" / f"{name}.off").is_file():
                     raise UserError(f"{root}/off lacks {name}.off: {WORDS}.")
-                category = NAMES.index(CLASSES[(int(name) - 1) // 20])
-                splits[split].append(Item(name, category))
+                label = CLASSES[(int(name) - 1) // 20]
+                if label in self.classes:
+                    splits[split].append(Item(name, self.classes.index(label)))
         return splits
 
     def read(self, item: Item) -> Shape:

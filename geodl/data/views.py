@@ -19,7 +19,7 @@ from geodl.ops.cache import Arrays, Cache, digest
 from geodl.ops.geometry import Backend, Geometry, vertex_normals
 from geodl.perturb import Perturbation
 from geodl.shape import Shape
-from geodl.spec import LABELS, MESH, Field, Item, Needs, Normals, Points, item_seed
+from geodl.spec import LABELS, MESH, Field, Item, Need, Needs, Normals, Points, item_seed
 
 # The surface that a registered model's input was taken from, in the model's coordinates.
 SCAN = {
@@ -30,10 +30,21 @@ SCAN = {
 
 def attach(shape: Shape, needs: Needs, backend: Backend, cache: Cache) -> Shape:
     """The shape with the operators and normals that are asked for."""
+    shape = computed(shape, needs.computed, backend, cache)
+    if needs.find(Normals) and shape.normal is None:
+        geometry = Geometry.of(shape.pos.numpy(), shape.face.numpy(), backend)
+        shape = shape.replace(normal=torch.from_numpy(vertex_normals(geometry)).float())
+    return shape
+
+
+def computed(shape: Shape, needs: Sequence[Need], backend: Backend, cache: Cache) -> Shape:
+    """The shape with what these requests add to it."""
+    if not needs:
+        return shape
     geometry = Geometry.of(shape.pos.numpy(), shape.face.numpy(), backend)
     values: dict[str, Tensor] = {}
     fields: dict[str, Field] = {}
-    for need in needs.computed:
+    for need in needs:
         if need.on_meshes and shape.is_cloud:
             raise UserError(
                 f"{shape.name or 'a shape'} is a point cloud, but this encoder follows the edges "
@@ -53,10 +64,7 @@ def attach(shape: Shape, needs: Needs, backend: Backend, cache: Cache) -> Shape:
             else:
                 value = torch.from_numpy(arrays[name])
                 values[name] = value.long() if f.kind == "index" else value
-    normal = shape.normal
-    if needs.find(Normals) and normal is None:
-        normal = torch.from_numpy(vertex_normals(geometry)).float()
-    return shape.replace(ops=shape.ops.added(values, fields), normal=normal)
+    return shape.replace(ops=shape.ops.added(values, fields))
 
 
 @dataclass(frozen=True)
@@ -137,6 +145,8 @@ class View(Dataset[Shape]):
     def changed(self, item: Item) -> Shape:
         """What the test set makes of a preprocessed shape; a training set leaves it as it is."""
         shape = self.memory.get(self.source, item.name, lambda: self.source.load(item))
+        source, truth = self.source, self.wishes.needs.truth
+        shape = computed(shape, truth, source.preprocess.backend, source.cache)
         for perturb in self.perturb:
             shape = self._perturbed(perturb, shape, 0)
         return shape

@@ -50,3 +50,54 @@ class Blocks(nn.ModuleList):
         for block in self:
             x = block(x + place)
         return x
+
+
+class Attention(nn.Module):
+    """What rows ask of others, both normalised: queries (b n width), others (b m width)."""
+
+    def __init__(self, width: int, heads: int, others: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.norm_others = nn.LayerNorm(width) if others else None
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, others: Tensor | None = None) -> Tensor:
+        x = self.norm(x)
+        if self.norm_others is not None and others is not None:
+            others = self.norm_others(others)
+        k, v = self.kv(x if others is None else others).chunk(2, dim=2)
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (self.q(x), k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+class Gated(nn.Module):
+    """Normalised rows through a gated layer, four times as wide inside (GEGLU)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.first, self.second = nn.Linear(width, 8 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.first(self.norm(x)).chunk(2, dim=-1)
+        return self.second(value * F.gelu(gate))
+
+
+class Waves(nn.Module):
+    """Points (b n 3) as sines and cosines of their coordinates at eight frequencies, and
+    themselves -> (b n width)."""
+
+    def __init__(self, width: int, more: int = 0) -> None:
+        """``more``: numbers per point beside its coordinates."""
+        super().__init__()
+        self.register_buffer("rates", torch.pi * 2.0 ** torch.arange(8), persistent=False)
+        self.rates: Tensor
+        self.linear = nn.Linear(51 + more, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angle = (x[..., :3, None] * self.rates).flatten(-2)
+        return self.linear(torch.cat([angle.sin(), angle.cos(), x], dim=-1))

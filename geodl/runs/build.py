@@ -194,6 +194,7 @@ def make(
             reason = " ".join(str(error).split())
             raise UserError(f"{where} cannot be built: {reason}.") from error
 
+    built.__wrapped__ = target  # pyright: ignore[reportFunctionMemberAccess]  # inspect.signature
     return built
 
 

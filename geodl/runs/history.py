@@ -79,7 +79,7 @@ class History(L.Callback):
         if (split == "val" and data.has("val")) or self.select == "test":
             context = cast(Any, trainer.strategy.precision_plugin).forward_context
             share = trainer.global_rank, trainer.world_size
-            scores = task.evaluate(data.batches(split, (), *share), context).scores
+            scores = task.evaluate(data.batches(split, (), *share), context, brief=True).scores
             row |= {f"{split}/{k}": v for k, v in scores.items()}
             name = headline(task.metrics, scores)
             more = task.metrics[name].better == "more"

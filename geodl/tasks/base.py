@@ -115,6 +115,7 @@ class Task(L.LightningModule):
             in_channels=setup.features.channels, spec=setup.spec, out=self.out
         )
         self.head = self.build_head()
+        self.brief = False  # whether an evaluation is to leave out what takes long
         self.seen = 0  # shapes seen in training, for schedules that count them
         self.epoch_meters: list[nn.ModuleDict] = []  # in a list: no part of the model's state
 
@@ -290,12 +291,15 @@ class Task(L.LightningModule):
         loader: Iterable[Any],
         precision: Callable[[], Any] | None = None,
         keep: Collection[int] = (),
+        brief: bool = False,
     ) -> Evaluation:
         """Metrics over all batches of a loader, in eval mode; the shapes whose places in the loader
         are in ``keep`` come back with their outputs. Of several processes, each brings its share of
-        the shapes, and all get the same numbers."""
+        the shapes, and all get the same numbers. ``brief``: after an epoch, without what takes
+        long."""
         was_training = self.training
         self.eval()
+        self.brief = brief
         meters = nn.ModuleDict(self.make_meters()).to(self.device)
         losses: dict[str, float] = {}
         shapes = 0

@@ -335,10 +335,11 @@ class Matching(Task):
         loader: Iterable[Any],
         precision: Callable[[], Any] | None = None,
         keep: Collection[int] = (),
+        brief: bool = False,
     ) -> Evaluation:
         self.memo = {}
         try:
-            return super().evaluate(loader, precision, keep)
+            return super().evaluate(loader, precision, keep, brief)
         finally:
             self.memo = None
 
