@@ -465,6 +465,59 @@ class FieldError(Metric):
         return ({"iou": state.iou / state.volumes} if state.volumes else {}) | scores
 
 
+class CloudSets(Metric):
+    """Keeps clouds (b n 3) of as many points each, and the classes (b) of their shapes."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("clouds", [], dist_reduce_fx="cat")
+        self.add_state("classes", [], dist_reduce_fx="cat")
+        self.clouds: list[Tensor]
+        self.classes: list[Tensor]
+
+    def update(self, clouds: Tensor, classes: Tensor) -> None:
+        self.clouds.append(clouds)
+        self.classes.append(classes)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return dim_zero_cat(self.clouds), dim_zero_cat(self.classes)
+
+
+def cloud_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Chamfer distances (k m), squared, both directions added, between clouds (k n 3), (m n 3)."""
+    flat, n = b.reshape(-1, 3), b.shape[1]
+    square = flat.square().sum(1)
+    rows: list[Tensor] = []
+    for cloud in a:
+        gap = torch.addmm(square + cloud.square().sum(1, keepdim=True), cloud, flat.T, alpha=-2.0)
+        gap = gap.clamp_(min=0).view(len(cloud), len(b), n)
+        rows.append(gap.amin(0).mean(1) + gap.amin(2).mean(0))
+    return torch.stack(rows)
+
+
+def compared(samples: Tensor, true: Tensor, classes: Tensor) -> dict[str, float]:
+    """Samples (n p 3) against true clouds (n p 3) of the same classes (n), one after the other: see
+    ``geodl.tasks.generation.Generation``. Paper: Yang et al.: PointFlow, ICCV 2019, 5.2."""
+    across = cloud_distances(samples, true)
+    found: dict[str, list[float]] = {"nna": [], "cov": [], "mmd": []}
+    for c in classes.unique():
+        own = classes == c
+        count = int(own.sum())
+        between = across[own][:, own]
+        inside = [cloud_distances(x[own], x[own]) for x in (samples, true)]
+        gap = torch.cat(
+            [torch.cat([inside[0], between], 1), torch.cat([between.T, inside[1]], 1)]
+        ).fill_diagonal_(torch.inf)
+        is_sample = torch.arange(2 * count, device=gap.device) < count
+        found["nna"].append(float((is_sample[gap.argmin(1)] == is_sample).float().mean()))
+        found["cov"].append(len(between.argmin(1).unique()) / count)
+        found["mmd"].append(1000 * float(between.amin(0).mean()))
+    agreement = float((classes[across.argmin(1)] == classes).float().mean())
+    return {k: float(np.mean(v)) for k, v in found.items()} | {"agreement": agreement}
+
+
 def _vectors(pos: Tensor, face: Tensor) -> Tensor:
     a, b, c = pos[face].unbind(1)
     return torch.linalg.cross(b - a, c - a)

@@ -313,6 +313,7 @@ class DataSpec:
     """What a data set tells the model. Stored in the checkpoint as plain data.
 
     classes         names of the classes of whole shapes (classification)
+    words           what can be said of each class, beside its name
     parts           names of the labels of elements (segmentation)
     label_on        the elements that carry part labels
     category_parts  which parts each class may have (ShapeNetPart's convention), or empty
@@ -327,6 +328,7 @@ class DataSpec:
     """
 
     classes: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()
     parts: tuple[str, ...] = ()
     label_on: LabelOn = "whole"
     category_parts: tuple[tuple[int, ...], ...] = ()

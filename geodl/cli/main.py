@@ -31,6 +31,7 @@ MODES = {
     "train": "geodl.runs.train:train",
     "eval": "geodl.runs.evaluate:evaluate",
     "predict": "geodl.runs.predict:predict",
+    "sample": "geodl.runs.sample:sample",
     "interpolate": "geodl.runs.interpolate:interpolate",
     "prepare": "geodl.runs.prepare:prepare",
     "table": "geodl.results.tables:table",

@@ -178,7 +178,17 @@ SIZES: dict[str, tuple[tuple[int, int, int], int, tuple[int, int], int]] = {
     "tiny": ((2, 1, 1), 8, (180, 260), 28),
     "small": ((14, 3, 6), 8, (450, 650), 44),
     "standard": ((24, 4, 10), 12, (700, 1200), 60),
+    "many": ((120, 0, 50), 8, (450, 650), 44),
 }
+
+
+def described(species: Species) -> tuple[str, ...]:
+    """Its limbs in words: "4 legs", "1 tail"; "upright"."""
+    count: dict[str, int] = {}
+    for limb in species.limbs:
+        count[limb.part] = count.get(limb.part, 0) + (2 if limb.pair else 1)
+    limbs = [f"{n} {part}{'s' if n > 1 else ''}" for part, n in count.items() if part != "head"]
+    return (*limbs, *(["upright"] if species.upright else []))
 
 
 def _rotation(axis: NDArray[Any], degrees: float) -> NDArray[Any]:
@@ -380,14 +390,15 @@ class Creatures(Source):
     first use and kept in the geometry cache. Paper: none; differs: nothing to differ from.
 
     Args:
-        size: "tiny" (tests), "small" (the demo) or "standard" (456 shapes).
+        size: "tiny" (tests), "small" (the demo), "standard" (456 shapes) or "many" (1,360, for
+            generation; none for validation).
         generator_seed: another seed, other animals.
     """
 
     def __init__(
         self,
         paths: Paths,
-        size: Literal["tiny", "small", "standard"] = "small",
+        size: Literal["tiny", "small", "standard", "many"] = "small",
         generator_seed: int = 0,
         preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
@@ -400,6 +411,7 @@ class Creatures(Source):
         self.preprocess = preprocess
         self.spec = DataSpec(
             classes=tuple(SPECIES)[:classes],
+            words=tuple(described(SPECIES[name]) for name in tuple(SPECIES)[:classes]),
             parts=PARTS,
             label_on="vertex",
             landmarks=0,

@@ -11,7 +11,7 @@ import torch
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_mesh
 from geodl.data.preprocess import UNIT_RADIUS, Preprocess
-from geodl.data.source import Source
+from geodl.data.source import Source, chosen_classes
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -88,6 +88,7 @@ class ModelNet(Source):
     Args:
         classes: 10 or 40.
         layout: "hdf5" or "off".
+        only: names of classes, the others are left out; null: all.
     """
 
     clouds = True
@@ -97,6 +98,7 @@ class ModelNet(Source):
         paths: Paths,
         classes: int = 10,
         layout: str = "hdf5",
+        only: list[str] | None = None,
         preprocess: Preprocess = UNIT_RADIUS,
     ) -> None:
         super().__init__(paths)
@@ -106,19 +108,22 @@ class ModelNet(Source):
             raise UserError(f"data.layout={layout} is not known: choose hdf5 or off.")
         self.layout = layout
         self.preprocess = preprocess
+        self.every = MODELNET10 if classes == 10 else MODELNET40
+        wanted = chosen_classes(self.every, only)
+        chosen = "" if only is None else f"-{'+'.join(wanted)}"
         self.spec = DataSpec(
-            classes=MODELNET10 if classes == 10 else MODELNET40,
+            classes=wanted,
             up="y" if layout == "hdf5" else "z",
-            protocol=f"modelnet{classes}-{layout}-official",
+            protocol=f"modelnet{classes}-{layout}-official{chosen}",
         )
         self.clouds_: dict[str, np.ndarray[Any, Any]] = {}
 
     @property
     def root(self) -> Path:
-        n = len(self.spec.classes)
+        n = len(self.every)
         if self.layout == "off":
             words = f"unpack the official ModelNet{n}.zip (modelnet.cs.princeton.edu) to it"
-            return locate(f"ModelNet{n}", self.paths, (), self.spec.classes, words)
+            return locate(f"ModelNet{n}", self.paths, (), self.every, words)
         contents = ("train_files.txt", "test_files.txt", "shape_names.txt")
         if n == 10:
             folder, archives = "modelnet10_hdf5_1024", (HDF5_10,)
@@ -137,16 +142,19 @@ class ModelNet(Source):
                         items.append(Item(path.stem, category, str(path.relative_to(root))))
         else:
             names = tuple((root / "shape_names.txt").read_text().split())
-            if names != self.spec.classes:
+            if names != self.every:
                 raise UserError(
                     f"{root / 'shape_names.txt'} names {len(names)} classes, not those of "
-                    f"ModelNet{len(self.spec.classes)}: this is another data set."
+                    f"ModelNet{len(self.every)}: this is another data set."
                 )
+            place = {self.every.index(name): i for i, name in enumerate(self.spec.classes)}
             for split, items in splits.items():
                 for line in (root / f"{split}_files.txt").read_text().split():
                     file = root / Path(line).name
                     for row, label in enumerate(self._labels(file)):
-                        items.append(Item(f"{file.stem}-{row:04d}", int(label), (file.name, row)))
+                        if (category := place.get(int(label))) is not None:
+                            name = f"{file.stem}-{row:04d}"
+                            items.append(Item(name, category, (file.name, row)))
         for split, items in splits.items():
             if not items:
                 raise UserError(f"{root} has no {split} shapes: is it unpacked whole?")

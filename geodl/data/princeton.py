@@ -10,7 +10,7 @@ import torch
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_mesh
 from geodl.data.preprocess import Preprocess
-from geodl.data.source import Source, checked_in_split
+from geodl.data.source import Source, checked_in_split, chosen_classes
 from geodl.errors import UserError
 from geodl.shape import Shape
 from geodl.spec import DataSpec, Item
@@ -58,7 +58,7 @@ class Princeton(Source):
 
     Args:
         split: "10-10" or "16-4".
-        classes: names of those that are wanted; null: all.
+        only: names of classes, the others are left out; null: all.
         preprocess: simplified to about 1,000 vertices; ``vertices: null`` for the original meshes.
     """
 
@@ -66,21 +66,17 @@ class Princeton(Source):
         self,
         paths: Paths,
         split: Literal["10-10", "16-4"] = "10-10",
-        classes: list[str] | None = None,
+        only: list[str] | None = None,
         preprocess: Preprocess = COARSE,
     ) -> None:
         super().__init__(paths)
         if split not in ("10-10", "16-4"):
             raise UserError(f"data.split={split} is not known: choose 10-10 or 16-4.")
-        if odd := set(classes or ()) - set(NAMES):
-            raise UserError(
-                f"data.classes has {', '.join(sorted(odd))}: choose among {', '.join(NAMES)}."
-            )
         self.split = split
-        self.classes = tuple(n for n in NAMES if classes is None or n in classes)
+        self.classes = chosen_classes(NAMES, only)
         self.preprocess = preprocess
         size = f"{preprocess.vertices}v" if preprocess.vertices else "original"
-        chosen = "" if classes is None else f"-{'+'.join(self.classes)}"
+        chosen = "" if only is None else f"-{'+'.join(self.classes)}"
         protocol = f"princeton-{split}-{size}{chosen}"
         self.spec = DataSpec(classes=self.classes, up="y", protocol=protocol)
 

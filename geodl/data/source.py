@@ -138,6 +138,19 @@ class Source:
         return done.shape, done.mended
 
 
+def chosen_classes(names: tuple[str, ...], only: list[str] | None) -> tuple[str, ...]:
+    """The names of classes that are wanted.
+
+    Raises:
+        UserError: one that there is not, or none.
+    """
+    if only is None:
+        return names
+    if not only or (set(only) - set(names)):
+        raise UserError(f"data.only={only} must name classes: choose among {', '.join(names)}.")
+    return tuple(n for n in names if n in only)
+
+
 # ---- splits ----
 
 

@@ -161,11 +161,13 @@ def load_weights(file: str) -> dict[str, Any]:
 
 def initialise(task: Task, path: str) -> None:
     """Fine-tuning: take every tensor that fits in name and shape, and say which did not."""
-    own = task.state_dict()
     given = task.translate(load_weights(path))
+    task.make_room(given)
+    own = task.state_dict()
     fits = {k: v for k, v in given.items() if k in own and own[k].shape == v.shape}
     if not fits:
         raise UserError(f"init={path} has no tensor of this model: choose the same encoder.")
     fresh = sorted(k for k in own if k not in fits)
     log.info("init: %d tensors from %s, fresh: %s", len(fits), path, ", ".join(fresh) or "none")
     task.load_state_dict({**own, **fits})
+    task.started = True

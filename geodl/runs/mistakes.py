@@ -13,7 +13,9 @@ from typing import Any, cast
 from geodl.errors import UserError
 from geodl.runs.compose import config_dir
 
-MODES = ("train", "eval", "predict", "interpolate", "prepare", "list", "table", "report")
+MODES = (
+    *("train", "eval", "predict", "interpolate", "sample", "prepare", "list", "table", "report"),
+)
 
 
 def validate(cfg: Any) -> None:
@@ -34,6 +36,7 @@ def validate(cfg: Any) -> None:
         ("threads", 1),
         ("stop_code", 0),
         ("times", 3),
+        ("count", 1),
     ):
         integer(key, low)
     if cfg.up not in ("y", "z"):
@@ -54,6 +57,10 @@ def validate(cfg: Any) -> None:
         not isinstance(cfg.input, Sequence) or isinstance(cfg.input, str) or len(cfg.input) != 2
     ):
         raise UserError("mode=interpolate needs two meshes: give input=[a.ply,b.ply].")
+    if cfg.mode == "sample" and not cfg.ckpt:
+        raise UserError("mode=sample needs ckpt=<a .ckpt file> of a run of task=generation.")
+    if cfg.words and cfg.mode not in ("sample", "predict"):
+        raise UserError("words= is for mode=sample and mode=predict.")
     if cfg.mode == "eval" and not (cfg.ckpt or cfg.weights):
         raise UserError(
             "mode=eval needs ckpt=<a .ckpt file>, or experiment=... and weights=<file>."
@@ -61,7 +68,7 @@ def validate(cfg: Any) -> None:
     if cfg.ckpt and cfg.mode == "train":
         raise UserError("ckpt= is for mode=eval and mode=predict: to go on from it, give init=.")
     if cfg.ckpt:
-        _refuse_overrides()
+        _refuse_overrides(("seed",) if cfg.mode == "sample" else ())
     count = cfg.trainer.devices
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"trainer.devices={count} must be a whole number of 1 or more.")
@@ -90,18 +97,18 @@ def validate(cfg: Any) -> None:
 BESIDE_CKPT = (
     *("mode", "ckpt", "input", "output", "category", "test", "trainer", "paths", "debug"),
     *("figures", "workers", "threads", "batch_size", "allow", "stop_code"),
-    *("times", "up", "metric", "code", "mask", "amount"),
+    *("times", "up", "metric", "code", "mask", "amount", "words", "count"),
 )
 
 
-def _refuse_overrides() -> None:
+def _refuse_overrides(but: tuple[str, ...] = ()) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     if not HydraConfig.initialized():
         return
     for override in HydraConfig.get().overrides.task:
         key = re.split(r"[.=@]", override.lstrip("+~"), maxsplit=1)[0]
-        if key.split("/")[0] not in BESIDE_CKPT:
+        if key.split("/")[0] not in (*BESIDE_CKPT, *but):
             raise UserError(
                 f"{override} cannot be given together with ckpt=: the checkpoint has its own "
                 f"{key}; leave it out, or train again with it."

@@ -52,6 +52,8 @@ NOT_HASHED = [
     "code",
     "mask",
     "amount",
+    "words",
+    "count",
     "allow",
     "table",
     "budget",

@@ -115,6 +115,7 @@ class Task(L.LightningModule):
             in_channels=setup.features.channels, spec=setup.spec, out=self.out
         )
         self.head = self.build_head()
+        self.started = False  # whether it began with weights that were given
         self.brief = False  # whether an evaluation is to leave out what takes long
         self.seen = 0  # shapes seen in training, for schedules that count them
         self.epoch_meters: list[nn.ModuleDict] = []  # in a list: no part of the model's state
@@ -351,12 +352,16 @@ class Task(L.LightningModule):
             translated |= {k: v for k, v in own.items() if k.startswith("features.")}
         return translated
 
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
+        """Called before weights are loaded, for tensors whose size follows from the data."""
+
     def load_strict(self, state: dict[str, Tensor], source: Path | str) -> None:
         """Load a state dict key by key.
 
         Raises:
             UserError: keys or shapes differ; it names the first ones.
         """
+        self.make_room(state)
         own = self.state_dict()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:

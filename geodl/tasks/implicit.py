@@ -55,7 +55,7 @@ class Codes(nn.Module):
 
     def make_room(self, state: Mapping[str, Tensor], prefix: str) -> None:
         """As many codes as stored weights have."""
-        if (table := state.get(f"{prefix}table")) is not None and table.dim() == 2:
+        if (table := state.get(f"{prefix}table")) is not None:
             self.keys = torch.zeros(len(table), dtype=torch.long, device=self.keys.device)
             room = self.table.new_empty(len(table), self.table.shape[1])
             self.table = nn.Parameter(room)
@@ -165,10 +165,9 @@ class Implicit(Task):
         if self.codes is not None:
             self.codes.grow([name for batch in loader for name in batch.names])
 
-    def load_strict(self, state: dict[str, Tensor], source: Path | str) -> None:
+    def make_room(self, state: Mapping[str, Tensor]) -> None:
         if self.codes is not None:
             self.codes.make_room(state, "codes.")
-        super().load_strict(state, source)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Codes take twice the steps of weights."""
@@ -332,16 +331,19 @@ class Implicit(Task):
     # ---- pictures ----
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
+        from geodl import viz
+
         kept = evaluation.kept[:8]
         shown = [(s.pos.numpy(), s.face.numpy()) for s, _ in kept]
         found = [self.surface(z.to(self.device)) or (np.zeros((1, 3)), NONE) for _, z in kept]
-        _strips([shown, found], folder / f"gallery-{name}.png", self.spec.up, ["input", "found"])
+        titles = ["input", "found"]
+        viz.meshes([shown, found], folder / f"gallery-{name}.png", self.spec.up, titles)
         ends = [z for _, z in kept[:2]]
         if len(ends) == 2:
             steps = torch.linspace(0, 1, 7).tolist()
             between = [((1 - t) * ends[0] + t * ends[1]).to(self.device) for t in steps]
             row = [self.surface(z) or (np.zeros((1, 3)), NONE) for z in between]
-            _strips([row], folder / f"interpolation-{name}.png", self.spec.up)
+            viz.meshes([row], folder / f"interpolation-{name}.png", self.spec.up)
 
     def scenes(self, evaluation: Evaluation) -> list[Scene]:
         from geodl import viz
@@ -369,6 +371,8 @@ class Implicit(Task):
         Raises:
             UserError: there is none.
         """
+        from geodl import viz
+
         (shape,) = shapes
         batch = ShapeBatch.pack([_with_truth(shape)]).to(self.device)
         z = self.code(batch)[0]
@@ -380,7 +384,7 @@ class Implicit(Task):
         grey = np.full((len(pos), 3), 160, np.uint8)
         write_ply(place.with_name(f"{place.name}.ply"), own, face, grey)
         seen = shape.seen.pos.numpy(), shape.seen.face.numpy()
-        _strips([[seen], [found]], place.with_name(f"{place.name}.png"), self.spec.up)
+        viz.meshes([[seen], [found]], place.with_name(f"{place.name}.png"), self.spec.up)
         row: dict[str, Any] = {"file": shape.name, "mesh": f"{place.name}.ply"}
         meter = FieldError()
         rng = np.random.default_rng(0)
@@ -399,12 +403,3 @@ def _with_truth(shape: OwnShape) -> Any:
     known = {n: x for n, x in shape.seen.ops.items() if n not in shape.ready.ops}
     fields = {n: shape.seen.ops.fields[n] for n in known}
     return shape.ready.replace(ops=shape.ready.ops.added(known, fields))
-
-
-def _strips(rows: Sequence[Sequence[Any]], file: Path, up: str, titles: Sequence[str] = ()) -> None:
-    """Rows of meshes, or clouds."""
-    from geodl import viz
-
-    pos = [[mesh[0] for mesh in row] for row in rows]
-    faces = [[mesh[1] for mesh in row] for row in rows]
-    viz.strips(pos, NONE, file, up, faces=faces, titles=titles)

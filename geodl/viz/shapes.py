@@ -285,6 +285,17 @@ def strips(
     save(figure, path)
 
 
+def meshes(
+    rows: Sequence[Sequence[tuple[NDArray[Any], NDArray[Any]]]],
+    path: Path,
+    up: str = "y",
+    titles: Sequence[str] = (),
+) -> None:
+    """Rows of meshes, or clouds: positions (v 3) and faces (f 3) each."""
+    pos, faces = ([[mesh[i] for mesh in row] for row in rows] for i in range(2))
+    strips(pos, np.empty((0, 3), np.int64), path, up, faces=faces, titles=titles)
+
+
 def film(
     path: NDArray[Any], face: NDArray[Any], color: NDArray[Any] | None, file: Path, up: str = "y"
 ) -> None:
