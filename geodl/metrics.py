@@ -465,6 +465,44 @@ class FieldError(Metric):
         return ({"iou": state.iou / state.volumes} if state.volumes else {}) | scores
 
 
+class LooksError(Metric):
+    """What a mesh looks like: see ``geodl.tasks.rendering.Rendering``."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("iou", "chamfer", "edges", "shapes"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        ours: Tensor,
+        theirs: Tensor,
+        found: NDArray[Any],
+        true: NDArray[Any],
+        pos: Tensor,
+        face: Tensor,
+    ) -> None:
+        """One shape: silhouettes (k s s) in the same views, points (n 3) on both surfaces, and the
+        mesh that was found."""
+        state: Any = self
+        union = (ours | theirs).sum((1, 2)).clamp(min=1)
+        state.iou += ((ours & theirs).sum((1, 2)) / union).mean()
+        gaps = KDTree(true).query(found)[0], KDTree(found).query(true)[0]
+        state.chamfer += float(np.mean(gaps[0]) + np.mean(gaps[1])) / 2
+        length = _lengths(pos, face).flatten()
+        state.edges += float(length.max() / length.median().clamp(min=1e-12))
+        state.shapes += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        iou, chamfer, edges = (
+            getattr(state, n) / state.shapes for n in ("iou", "chamfer", "edges")
+        )
+        return {"iou": iou, "chamfer": 100 * chamfer, "edges": edges}
+
+
 class CloudSets(Metric):
     """Keeps clouds (b n 3) of as many points each, and the classes (b) of their shapes."""
 

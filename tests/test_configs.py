@@ -99,7 +99,7 @@ VARIANTS = {
     "task/reconstruction",  # every weight that there is, where Python has those that are not zero
     "task/matching",
     "task/deformation",
-    *(f"test/{n}" for n in ("cropped", "uneven", "simplified_10", "simplified_25")),
+    *(f"test/{n}" for n in ("cropped", "uneven", "simplified_10", "simplified_25", "scan")),
 }
 
 

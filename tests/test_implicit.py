@@ -131,8 +131,8 @@ def test_parameters_are_the_authors():
     spec = DataSpec()
     assert parameters(DeepSDF(256, spec, widths=[512] * 8, dropout=0.2)) == 1_843_195
     assert parameters(Occupancy(256, spec, width=256, blocks=5)) == 2_106_625
-    encoder = vecset.VecSet(0, spec, "whole", width=512, count=512, variance=True)
-    decoder = VecSet(512 * 8, spec, width=512, depth=24, heads=8)
+    encoder = vecset.VecSet(0, spec, "whole", width=512, count=512, waves=8, variance=True)
+    decoder = VecSet(512 * 8, spec, width=512, depth=24, heads=8, waves=8)
     assert parameters(encoder, decoder) - 26_624 == 106_128_913  # one embedding of points less
 
 

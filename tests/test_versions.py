@@ -42,6 +42,7 @@ TOKENS += ["encoder.k=8", "encoder.width=16", "encoder.depth=2", "batch_size=5"]
 HEADS = ["task=reconstruction", "data=heads", "data.size=tiny", "task.latent=4"]
 # Small steps, where large ones make last digits, which another processor has, into first ones.
 CALM = ["optim.lr=0.00001"]
+FIELD = ["task=implicit", "data.size=tiny", "task.queries=64", "task.latent=8", "batch_size=5"]
 # module -> the command line of a training that goes through it
 TRAININGS = {
     "tasks.base": [*CLASSES, "schedule=cosine", "schedule.warmup=0.5"],
@@ -55,6 +56,11 @@ TRAININGS = {
     + ["encoder.dilation=[1,1]", "decoder.dilation=[1,1]"],
     "tasks.deformation": ["task=deformation", "data=poses", "data.train=1", "data.test=1"]
     + ["data.poses=4", "data.vertices=150", *NARROW, "batch_size=2", *CALM],
+    "tasks.implicit": [*FIELD, "encoder=identity", "decoder=deepsdf", *CALM]
+    + ["decoder.widths=[16,16]"],
+    "decoders.field": [*FIELD, "encoder.points=64", "decoder=occupancy", "decoder.width=16"]
+    + ["task.field=occupancy", *CALM],
+    "decoders.vecset": [*FIELD, "encoder.points=64", "decoder=vecset", "decoder.width=16", *CALM],
     "tasks.masked": [*TOKENS, "task=masked", "task.depth=1"],
     "losses": [
         *HEADS,
@@ -196,6 +202,16 @@ def of_probe(place):
     return summary(*logistic(torch.randn(60, 5), torch.arange(60) % 3, 3, 0.1))
 
 
+def of_generation(place):
+    from geodl.tasks.generation import CodeFlow
+
+    torch.manual_seed(0)
+    flow = CodeFlow(6, 5, 16, 2)
+    for weight in flow.parameters():  # some begin at zero
+        weight.data += 0.1 * torch.randn_like(weight)
+    return summary(flow(torch.randn(4, 6), torch.rand(4), torch.eye(4, 5)).detach())
+
+
 def generated(name):
     module = importlib.import_module(f"geodl.data.{name}")
     cls = getattr(module, name.capitalize())
@@ -226,8 +242,9 @@ def parts():
     found |= {"ops": of_ops, "data.preprocess": of_preprocess, "augment": of_augment}
     found |= {"features": of_features, "schedules": of_schedules, "carry": of_carry}
     found |= {"shape": of_shape, "tasks.probe": of_probe, "data.poses": of_poses} | {
-        f"data.{n}": generated(n) for n in ("creatures", "heads")
+        "tasks.generation": of_generation
     }
+    found |= {f"data.{n}": generated(n) for n in ("creatures", "heads")}
     return found
 
 

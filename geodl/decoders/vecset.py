@@ -19,6 +19,7 @@ class VecSet(FieldDecoder):
     Args:
         size: numbers of each vector.
         width, depth, heads: of the blocks.
+        waves: frequencies of the points' coordinates (eight there).
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class VecSet(FieldDecoder):
         width: int = 96,
         depth: int = 4,
         heads: int = 4,
+        waves: int = 4,
     ) -> None:
         super().__init__(latent, spec, ask, answer)
         if latent % size:
@@ -41,7 +43,7 @@ class VecSet(FieldDecoder):
         self.first = nn.Linear(size, width)
         layers = ((Attention(width, heads), Gated(width)) for _ in range(depth))
         self.layers = nn.Sequential(*(layer for both in layers for layer in both))
-        self.embed = Waves(width, ask - 3)
+        self.embed = Waves(width, waves, ask - 3)
         self.ask_set = Attention(width, 1, others=True)
         self.last = nn.Linear(width, answer)
 

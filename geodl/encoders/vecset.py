@@ -20,9 +20,9 @@ class VecSet(Encoder):
     each, one after the other, are the code of the shape.
 
     Paper: Zhang, Tang, Niessner, Wonka: 3DShape2VecSet, SIGGRAPH 2023.
-    https://arxiv.org/abs/2301.11445 There 2,048 points, 512 vectors of 8 numbers, width 512. It
-    works with ``decoder=vecset``; with 24 blocks there, both have 106,114,577 parameters, the
-    authors' 26,624 fewer (one embedding of points for encoder and decoder).
+    https://arxiv.org/abs/2301.11445 There 2,048 points, 512 vectors of 8 numbers, width 512,
+    eight waves. It works with ``decoder=vecset``; with 24 blocks there, both have 106,155,537
+    parameters, the authors' 26,624 fewer (one embedding of points for encoder and decoder).
     Differs: the default is small; features stand beside the coordinates, if there are any.
 
     Args:
@@ -30,6 +30,7 @@ class VecSet(Encoder):
         count: number of vectors.
         size: numbers of each.
         width: channels inside.
+        waves: frequencies of the coordinates; many make small data sets learned by heart.
         variance: half of the code says how sure the other half is (for ``task.kl``).
     """
 
@@ -47,12 +48,13 @@ class VecSet(Encoder):
         count: int = 32,
         size: int = 8,
         width: int = 96,
+        waves: int = 4,
         variance: bool = False,
     ) -> None:
         super().__init__(in_channels, spec, out)
         self.needs = Needs.of(Points(points) if points else None)
         self.count = count
-        self.embed = Waves(width, in_channels)
+        self.embed = Waves(width, waves, in_channels)
         self.ask = Attention(width, 1, others=True)
         self.gated = Gated(width)
         self.mean = nn.Linear(width, size)

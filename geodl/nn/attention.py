@@ -88,15 +88,15 @@ class Gated(nn.Module):
 
 
 class Waves(nn.Module):
-    """Points (b n 3) as sines and cosines of their coordinates at eight frequencies, and
+    """Points (b n 3) as sines and cosines of their coordinates at pi, 2 pi, 4 pi, ..., and
     themselves -> (b n width)."""
 
-    def __init__(self, width: int, more: int = 0) -> None:
-        """``more``: numbers per point beside its coordinates."""
+    def __init__(self, width: int, waves: int, more: int = 0) -> None:
+        """``waves``: number of frequencies; ``more``: numbers per point beside its coordinates."""
         super().__init__()
-        self.register_buffer("rates", torch.pi * 2.0 ** torch.arange(8), persistent=False)
+        self.register_buffer("rates", torch.pi * 2.0 ** torch.arange(waves), persistent=False)
         self.rates: Tensor
-        self.linear = nn.Linear(51 + more, width)
+        self.linear = nn.Linear(6 * waves + 3 + more, width)
 
     def forward(self, x: Tensor) -> Tensor:
         angle = (x[..., :3, None] * self.rates).flatten(-2)
