@@ -27,7 +27,7 @@ def cameras(count: int, turn: float = 0.0) -> NDArray[np.float64]:
     toward = np.stack([ring * np.cos(angle), height, ring * np.sin(angle)], 1)
     right = np.cross([0.0, 1.0, 0.0], toward)
     right /= np.linalg.norm(right, axis=1, keepdims=True)
-    return np.stack([right, np.cross(toward, right), toward], 1)
+    return np.stack([right, np.cross(toward, right), toward], 1).astype(np.float64)
 
 
 def rendered(

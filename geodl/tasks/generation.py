@@ -80,7 +80,8 @@ class Generation(Implicit):
             class, or, to compare with, codes of training shapes ("decoded"), or these shapes
             themselves ("training").
         guidance: how much further than to where nothing is said; 1: not.
-        ask: a word to ask all samples for, whatever the class; null: those of the class.
+        ask: "own": samples are asked for by the words of their class; "another": by those of the
+            next class, to see whether words are heard.
         width, blocks: of the flow.
         times: drawn for every training shape of a batch.
         points: of a surface, for distances.
@@ -107,7 +108,7 @@ class Generation(Implicit):
         cells: int = 32,
         draw: Literal["flow", "gaussian", "decoded", "training"] = "flow",
         guidance: float = 1.0,
-        ask: str | None = None,
+        ask: Literal["own", "another"] = "own",
         width: int = 256,
         blocks: int = 3,
         times: int = 16,
@@ -123,7 +124,7 @@ class Generation(Implicit):
         told = self.spec.words or ((),) * len(self.classes)
         self.said = [(name, *more) for name, more in zip(self.classes, told, strict=True)]
         self.vocabulary = sorted({word for words in self.said for word in words})
-        self.asked = None if ask is None else self.spoken([ask])
+        self.ask = ask
         length = self.decoder.latent
         self.flow = CodeFlow(length, len(self.vocabulary), width, blocks)
         self.average = copy.deepcopy(self.flow).requires_grad_(False)
@@ -266,10 +267,9 @@ class Generation(Implicit):
     def codes_of(self, classes: Tensor, seed: int) -> Tensor:
         """Codes (n latent) of samples, by ``draw``."""
         if self.draw == "flow":
-            told = self._told([self.said[c] for c in classes.tolist()])
-            if self.asked is not None:
-                told = self.asked.to(told).expand_as(told)
-            return self.sampled(told, seed)
+            shift = self.ask == "another"
+            words = [self.said[(c + shift) % len(self.said)] for c in classes.tolist()]
+            return self.sampled(self._told(words), seed)
         generator = torch.Generator().manual_seed(seed)
         found = self.bank.new_zeros(len(classes), self.bank.shape[1])
         for c in classes.unique().tolist():

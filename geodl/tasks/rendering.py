@@ -149,7 +149,7 @@ class Rendering(Task):
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
-            tell(step, float(loss))
+            tell(step, float(loss.detach()))
         return kept
 
     def predict(self, batch: ShapeBatch) -> Prediction:
