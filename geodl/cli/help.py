@@ -13,13 +13,14 @@ robust, and is the paper's number true?
 
     geodl [-m] [mode=...] [group=choice ...] [option=value ...]
 
-modes     train (default) | eval | predict | interpolate | sample | prepare | list | table |
-          report
+modes     train (default) | eval | predict | interpolate | fit | sample | prepare | list |
+          table | report
 examples  geodl task=segmentation encoder=diffusionnet features=hks   train one network
           geodl -m encoder=pointnet,diffusionnet seed=0,1,2            sweep: every combination
           geodl mode=table table=demo                                  compare, trained here
           geodl mode=predict ckpt=<run>/last.ckpt input=mine.ply       your own shapes
           geodl mode=interpolate input=[a.ply,b.ply]                   the way between two
+          geodl mode=fit input=mine.ply                                a shape from pictures
           geodl mode=sample ckpt=<run>/last.ckpt words=chair           new shapes
           geodl mode=report                                            one page of all you have
 groups    {groups}:

@@ -31,6 +31,7 @@ MODES = {
     "train": "geodl.runs.train:train",
     "eval": "geodl.runs.evaluate:evaluate",
     "predict": "geodl.runs.predict:predict",
+    "fit": "geodl.runs.fit:fit",
     "sample": "geodl.runs.sample:sample",
     "interpolate": "geodl.runs.interpolate:interpolate",
     "prepare": "geodl.runs.prepare:prepare",

@@ -14,7 +14,8 @@ from geodl.errors import UserError
 from geodl.runs.compose import config_dir
 
 MODES = (
-    *("train", "eval", "predict", "interpolate", "sample", "prepare", "list", "table", "report"),
+    *("train", "eval", "predict", "interpolate", "fit", "sample", "prepare", "list", "table"),
+    "report",
 )
 
 
@@ -57,6 +58,8 @@ def validate(cfg: Any) -> None:
         not isinstance(cfg.input, Sequence) or isinstance(cfg.input, str) or len(cfg.input) != 2
     ):
         raise UserError("mode=interpolate needs two meshes: give input=[a.ply,b.ply].")
+    if cfg.mode == "fit" and not cfg.input:
+        raise UserError("mode=fit needs input=<a mesh, or a folder of silhouettes>.")
     if cfg.mode == "sample" and not cfg.ckpt:
         raise UserError("mode=sample needs ckpt=<a .ckpt file> of a run of task=generation.")
     if cfg.words and cfg.mode not in ("sample", "predict"):

@@ -19,6 +19,7 @@ from geodl.metrics import LooksError
 from geodl.nn.large_steps import LargeSteps, UniformAdam, uniform_laplacian
 from geodl.nn.render import cameras, rendered
 from geodl.ops.distance import on_surface
+from geodl.progress import track
 from geodl.shape import ShapeBatch
 from geodl.spec import item_seed
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
@@ -129,7 +130,7 @@ class Rendering(Task):
         generator = torch.Generator().manual_seed(self.seed)
         stages = np.linspace(0, self.steps, SHOWN).round().astype(int).tolist()
         kept: list[Tensor] = []
-        for step in range(self.steps + 1):
+        for step in track(range(self.steps + 1), self.steps + 1, "fit"):
             pos = large.vertices(x) if large else x
             if step in stages:
                 kept.append(pos.detach().clone())

@@ -296,6 +296,19 @@ def meshes(
     strips(pos, np.empty((0, 3), np.int64), path, up, faces=faces, titles=titles)
 
 
+def pictures(rows: Sequence[Sequence[NDArray[Any]]], path: Path) -> None:
+    """Rows of grey images (s s) in [0, 1]."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(0.9 * columns, 0.95 * len(rows)))
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            ax: Any = figure.add_subplot(len(rows), columns, i * columns + j + 1)
+            ax.imshow(image, cmap="gray", vmin=0, vmax=1)
+            ax.axis("off")
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, wspace=0.05, hspace=0.05)
+    save(figure, path)
+
+
 def film(
     path: NDArray[Any], face: NDArray[Any], color: NDArray[Any] | None, file: Path, up: str = "y"
 ) -> None:
