@@ -17,6 +17,7 @@ from torchmetrics.utilities import dim_zero_cat
 from geodl.ops.cache import Cache, digest
 from geodl.ops.deform import rigid
 from geodl.ops.geodesic import Method, area, distances
+from geodl.ops.pointing import medoid, nearest_to_center
 from geodl.shape import Shape
 
 
@@ -463,6 +464,40 @@ class FieldError(Metric):
         if state.surfaces:
             scores |= {"normals": state.normals / state.surfaces, "lost": state.lost}
         return ({"iou": state.iou / state.volumes} if state.volumes else {}) | scores
+
+
+class Pointing(Metric):
+    """Shares of the parts of shapes that are pointed at right: ``pointing``, at the medoid of what
+    was predicted to be the part; ``pointing_center``, at the element nearest to its centre. A part
+    that was not found is missed."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("pointing", "pointing_center", "asked"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(
+        self,
+        pos: NDArray[Any],
+        area: NDArray[Any],
+        predicted: NDArray[np.integer],
+        true: NDArray[np.integer],
+    ) -> None:
+        """One shape: places (n 3), areas and labels (n) of its elements."""
+        state: Any = self
+        for part in np.unique(true):
+            chosen = predicted == part
+            for name, point in (("pointing", medoid), ("pointing_center", nearest_to_center)):
+                at = point(pos, area, chosen)
+                hit = at is not None and true[at] == part
+                setattr(self, name, getattr(self, name) + float(hit))
+            state.asked += 1
+
+    def compute(self) -> dict[str, Tensor]:
+        state: Any = self
+        return {n: getattr(state, n) / state.asked for n in ("pointing", "pointing_center")}
 
 
 class LooksError(Metric):

@@ -43,7 +43,7 @@ def sample(cfg: DictConfig) -> str:
         "checkpoint": f"{checkpoint.resolve()} {record.fingerprint(checkpoint)[:16]}",
         "seed": cfg.seed,
         "count": cfg.count,
-        "words": words,
+        "asked_for": words,
     }
     name = f"{checkpoint.resolve().parent.name}-{checkpoint.stem}"
     target = place(cfg, f"sample/{record.valid_name(name)}", made_of, "samples.json")

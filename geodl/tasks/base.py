@@ -192,6 +192,14 @@ class Task(L.LightningModule):
             "code=, mask= and amount= are for models that deform meshes (task=deformation)."
         )
 
+    def point_at(self, words: Sequence[str]) -> None:
+        """Parts to point at.
+
+        Raises:
+            UserError: this model knows no parts, or not these.
+        """
+        raise UserError("words= points at parts: it needs a model of task=segmentation.")
+
     def check(self, shapes: Sequence[OwnShape]) -> None:
         """Raises UserError where ``write`` could not do its work; called for all inputs before
         anything is written."""

@@ -126,10 +126,15 @@ class Classification(Task):
             "label": label,
             "probability": round(p, 6),
             "probabilities": dict(zip(self.spec.classes, rounded, strict=True)),
-        }
+        } | ({"caption": _caption(label, self.spec.words[best])} if self.spec.words else {})
 
     def in_words(self, row: Mapping[str, Any]) -> str:
-        return f"{row['label']} ({row['probability']:.2f})"
+        return f"{row.get('caption', row['label'])} ({row['probability']:.2f})"
+
+
+def _caption(label: str, words: Sequence[str]) -> str:
+    """What can be said of a class, in a sentence: "ant: 6 legs, 2 feelers"."""
+    return f"{label}: {', '.join(words)}" if words else label
 
 
 def balanced(labels: Iterable[Tensor | None], n: int) -> Tensor:

@@ -97,9 +97,7 @@ class Rendering(Task):
 
         super().__init__(setup)
         if self.encoder.learns:
-            raise UserError(
-                "task=rendering learns nothing from other shapes: set encoder=identity."
-            )
+            raise UserError("task=rendering has nothing to learn: set encoder=identity.")
         if batch > views:
             raise UserError(f"task.batch={batch} is more than task.views={views}.")
         self.method, self.rate, self.weight = method, rate, weight

@@ -20,8 +20,9 @@ from geodl.carry import elements
 from geodl.data.files import write_ply
 from geodl.data.own import OwnShape
 from geodl.errors import UserError
-from geodl.metrics import BodyAccuracy, Confusion, PartIoU
+from geodl.metrics import BodyAccuracy, Confusion, PartIoU, Pointing
 from geodl.ops.neighbors import nearest
+from geodl.ops.pointing import areas, medoid
 from geodl.shape import ShapeBatch
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 from geodl.tasks.classification import balanced, confusion_details
@@ -32,7 +33,10 @@ class Segmentation(Task):
 
     Metrics: ``acc`` (share of all elements), ``miou`` (mean over the parts that occur); with parts
     that depend on the class, ShapeNetPart's ``instance_miou`` and ``class_miou``; with edge labels,
-    ``face_acc``, ``hard_edge_acc``, ``soft_edge_acc`` (see ``geodl.metrics``).
+    ``face_acc``, ``hard_edge_acc``, ``soft_edge_acc`` (see ``geodl.metrics``). ``pointing``: share
+    of the parts of the shapes for which the element that stands for the predicted part (its medoid
+    by area) is in the true one; ``pointing_center``: the same for the element that is nearest to
+    the predicted part's centre.
 
     Args:
         label_smoothing: share of the target spread over all parts.
@@ -42,7 +46,10 @@ class Segmentation(Task):
     metrics = MappingProxyType(
         {"acc": Measure("%", headline=True)}
         | dict.fromkeys(
-            ("miou", "instance_miou", "class_miou", "face_acc", "hard_edge_acc", "soft_edge_acc"),
+            (
+                *("miou", "instance_miou", "class_miou", "face_acc", "hard_edge_acc"),
+                *("soft_edge_acc", "pointing", "pointing_center"),
+            ),
             Measure("%"),
         )
     )
@@ -61,6 +68,7 @@ class Segmentation(Task):
         self.out = setup.spec.label_on
         self.outputs = len(setup.spec.parts)
         super().__init__(setup)
+        self.words: tuple[str, ...] = ()  # parts to point at in predictions
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.register_buffer(
@@ -90,6 +98,7 @@ class Segmentation(Task):
         }
         if self.spec.category_parts:
             meters["parts"] = PartIoU(self.spec.category_parts)
+        meters["pointing"] = Pointing()
         return meters | ({"body": BodyAccuracy()} if self.out in ("face", "edge") else {})
 
     def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
@@ -111,6 +120,13 @@ class Segmentation(Task):
             predicted = logits.argmax(1)
         meters["acc"].update(predicted, batch.label)
         meters["confusion"].update(predicted, batch.label)
+        if not (self.training or self.brief):
+            for shape, guess in zip(
+                batch.to("cpu").unpack(), predicted.cpu().split(batch.counts["label"]), strict=True
+            ):
+                assert shape.label is not None
+                place, area = elements(shape, self.out), areas(shape, self.out)
+                meters["pointing"].update(place, area, guess.numpy(), shape.label.numpy())
         if "body" in meters and "edge_soft" in batch.ops:
             names = ("edge_soft", "edge_area", "edge_face", "edge_label")
             columns = [batch.rows(n) for n in names if n in batch.ops]
@@ -131,7 +147,7 @@ class Segmentation(Task):
             "acc": float(meters["acc"].compute()),
             "miou": float((hit[occurs] / union[occurs]).mean()),
         }
-        for name in ("parts", "body"):
+        for name in ("parts", "body", "pointing"):
             if name in meters and meters[name].update_called:
                 scores |= {k: float(v) for k, v in meters[name].compute().items()}
         return scores
@@ -155,7 +171,16 @@ class Segmentation(Task):
             found.append((shape.name, layers))
         return found
 
+    def point_at(self, words: Sequence[str]) -> None:
+        if unknown := [word for word in words if word not in self.spec.parts]:
+            raise UserError(
+                f"words={', '.join(unknown)}: this model knows {', '.join(self.spec.parts)}."
+            )
+        self.words = tuple(words)
+
     def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
+        """Labels as numbers, probabilities, a coloured .ply, a picture; where the words given with
+        the command point to, in the file's coordinates."""
         from geodl import viz
 
         (shape,), spec = shapes, self.spec
@@ -184,7 +209,16 @@ class Segmentation(Task):
         with atomic(place.with_name(f"{place.name}.npy")) as partial, partial.open("wb") as stream:
             np.save(stream, probability.astype(np.float32))
         picture = place.with_name(f"{place.name}.png")
-        viz.save_shape(pos, face, vertex, picture, shape.name, spec.parts, up=spec.up)
+        points: dict[str, Any] = {}
+        if self.words:
+            there, area = elements(shape.seen, self.out), areas(shape.seen, self.out)
+            seen = logits.argmax(1).numpy()
+            for word in self.words:
+                at = medoid(there, area, seen == spec.parts.index(word))
+                found = None if at is None else there[at] * shape.size + shape.center.numpy()
+                points[word] = None if found is None else [round(float(c), 6) for c in found]
+        marked = np.array([p for p in points.values() if p is not None]).reshape(-1, 3)
+        viz.save_shape(pos, face, vertex, picture, shape.name, spec.parts, spec.up, marked)
         share = np.bincount(own, minlength=len(spec.parts)) / len(own)
         return {
             "file": shape.name,
@@ -192,9 +226,14 @@ class Segmentation(Task):
             "labels": f"{place.name}.csv",
             "probabilities_of_parts": f"{place.name}.npy",
             "parts": {n: round(float(s), 4) for n, s in zip(spec.parts, share, strict=True)},
-        }
+        } | ({"points": points} if points else {})
 
     def in_words(self, row: Mapping[str, Any]) -> str:
+        if "points" in row:
+            return ", ".join(
+                f"{word} {'not found' if at is None else f'at {at}'}"
+                for word, at in row["points"].items()
+            )
         return ", ".join(f"{k} {v:.0%}" for k, v in row["parts"].items() if v)
 
 

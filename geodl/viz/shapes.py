@@ -96,11 +96,18 @@ def save_shape(
     title: str,
     legend: Sequence[str] = (),
     up: str = "y",
+    marked: NDArray[Any] | None = None,
 ) -> None:
-    """One shape from two sides."""
+    """One shape from two sides; ``marked``: points (m 3) to be seen through it."""
     figure = Figure(figsize=(8, 4.2))
     for i, azimuth in enumerate((30.0, 210.0)):
-        draw(figure.add_subplot(1, 2, i + 1), pos, face, color, view(up, azimuth))
+        ax: Any = figure.add_subplot(1, 2, i + 1)
+        camera = view(up, azimuth)
+        draw(ax, pos, face, color, camera)
+        if marked is not None and len(marked):
+            seen = np.asarray(pos, np.float64) @ camera.T
+            at = marked @ camera.T - (seen.min(0) + seen.max(0)) / 2
+            ax.scatter(at[:, 0], at[:, 1], s=90, c="black", marker="x", linewidths=2.5, zorder=9)
     figure.suptitle(title)
     if legend and len(legend) <= 22:
         _legend(figure, legend)
