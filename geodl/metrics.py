@@ -558,16 +558,24 @@ class CloudSets(Metric):
         return dim_zero_cat(self.clouds), dim_zero_cat(self.classes)
 
 
+AT_ONCE = 1 << 17  # distances between points, few enough for a processor's cache
+
+
 def cloud_distances(a: Tensor, b: Tensor) -> Tensor:
     """Chamfer distances (k m), squared, both directions added, between clouds (k n 3), (m n 3)."""
-    flat, n = b.reshape(-1, 3), b.shape[1]
-    square = flat.square().sum(1)
-    rows: list[Tensor] = []
-    for cloud in a:
-        gap = torch.addmm(square + cloud.square().sum(1, keepdim=True), cloud, flat.T, alpha=-2.0)
-        gap = gap.clamp_(min=0).view(len(cloud), len(b), n)
-        rows.append(gap.amin(0).mean(1) + gap.amin(2).mean(0))
-    return torch.stack(rows)
+    n = b.shape[1]
+    found, square = a.new_empty(len(a), len(b)), a.square().sum(2)
+    step = max(1, AT_ONCE // (a.shape[1] * n))
+    for start in range(0, len(b), step):
+        some = b[start : start + step].reshape(-1, 3)
+        lengths = some.square().sum(1)
+        room = a.new_empty(a.shape[1], len(some))
+        for i, cloud in enumerate(a):
+            gap = torch.mm(cloud, some.T, out=room).mul_(-2).add_(lengths)
+            gap = gap.add_(square[i, :, None]).view(len(cloud), -1, n)
+            there, back = gap.amin(2).clamp_(min=0).mean(0), gap.amin(0).clamp_(min=0).mean(1)
+            found[i, start : start + step] = there + back
+    return found
 
 
 def compared(samples: Tensor, true: Tensor, classes: Tensor) -> dict[str, float]:
