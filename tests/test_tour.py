@@ -54,7 +54,7 @@ def jobs(words):
 
 
 def test_how_many_there_are():
-    assert len(COMMANDS) == 18 and all(c.startswith("geodl ") for c in COMMANDS)
+    assert len(COMMANDS) == 22 and all(c.startswith("geodl ") for c in COMMANDS)
     assert REFUSED in COMMANDS
 
 
