@@ -55,7 +55,7 @@ def metrics(group: list[dict[str, Any]], test: str) -> str:
     scores = [r["eval"][test]["scores"] for r in group if test in r["eval"]]
     words: list[str] = []
     for name, m in group[0]["metrics"].items():
-        if name in scores[0]:
+        if all(name in s for s in scores):  # a later seed may have been asked for more
             values = [factor(m["unit"]) * s[name] for s in scores]
             words.append(f"{name} {in_numbers(over_seeds(values))}")
     return ", ".join(words)
