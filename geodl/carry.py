@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from geodl.errors import UserError
-from geodl.ops.geometry import face_vectors, unique_edges, unit
+from geodl.ops.geometry import on_surface, unique_edges
 from geodl.ops.neighbors import nearest, surface_nearest
 from geodl.shape import Shape
 from geodl.spec import LABELS, MESH, Field, item_seed
@@ -83,15 +83,8 @@ def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None
         pos = shape.pos[torch.from_numpy(index)]
         normal = None if shape.normal is None else shape.normal[torch.from_numpy(index)]
     else:
-        vertices, face = shape.pos.double().numpy(), shape.face.numpy()
-        vectors = face_vectors(vertices, face)
-        area = np.cumsum(np.linalg.norm(vectors, axis=1))
-        chosen = np.searchsorted(area, fixed.random(n) * area[-1]).clip(max=len(face) - 1)
-        u, v = np.sqrt(fixed.random(n)), fixed.random(n)
-        weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
-        points = np.einsum("nc,ncd->nd", weights, vertices[face[chosen]])
-        pos = torch.from_numpy(points).float()
-        normal = torch.from_numpy(unit(vectors[chosen])).float()
+        drawn = on_surface(shape.pos.double().numpy(), shape.face.numpy(), n, fixed)
+        pos, normal = (torch.from_numpy(x).float() for x in drawn)
     ops = shape.ops.without(*MESH)
     if shape.label is not None:
         carry = torch.from_numpy(nearest(elements(shape, label_on), pos.numpy()))

@@ -500,6 +500,12 @@ class Pointing(Metric):
         return {n: getattr(state, n) / state.asked for n in ("pointing", "pointing_center")}
 
 
+def overlap(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Mean IoU of masks (k s s)."""
+    union = (ours | theirs).sum((1, 2)).clamp(min=1)
+    return ((ours & theirs).sum((1, 2)) / union).mean()
+
+
 class LooksError(Metric):
     """What a mesh looks like: see ``geodl.tasks.rendering.Rendering``."""
 
@@ -522,8 +528,7 @@ class LooksError(Metric):
         """One shape: silhouettes (k s s) in the same views, points (n 3) on both surfaces, and the
         mesh that was found."""
         state: Any = self
-        union = (ours | theirs).sum((1, 2)).clamp(min=1)
-        state.iou += ((ours & theirs).sum((1, 2)) / union).mean()
+        state.iou += overlap(ours, theirs)
         gaps = KDTree(true).query(found)[0], KDTree(found).query(true)[0]
         state.chamfer += float(np.mean(gaps[0]) + np.mean(gaps[1])) / 2
         length = _lengths(pos, face).flatten()

@@ -17,8 +17,8 @@ from geodl.decoders.vecset import VecSet
 from geodl.encoders import vecset
 from geodl.errors import UserError
 from geodl.metrics import FieldError
-from geodl.ops.distance import on_surface, sample_fields, signed_distance, zero_level
-from geodl.ops.geometry import Geometry
+from geodl.ops.distance import sample_fields, signed_distance, zero_level
+from geodl.ops.geometry import Geometry, on_surface
 from geodl.perturb import Holes
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Points, Samples

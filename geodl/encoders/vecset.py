@@ -71,11 +71,10 @@ class VecSet(Encoder):
         at, _ = farthest(batch.pos, batch.sizes, self.count)
         rows = self.embed(torch.cat([batch.pos, x], dim=1))
         query = rows[at].view(len(batch), self.count, -1)
-        parts = rows.split(batch.sizes)
         if batch.equal_sizes:
             heard = self.ask(query, batch.dense(rows))
         else:
-            own = zip(query, parts, strict=True)
+            own = zip(query, rows.split(batch.sizes), strict=True)
             heard = torch.cat([self.ask(q[None], p[None]) for q, p in own])
         y = query + heard
         y = y + self.gated(y)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from geodl.errors import UserError
-from geodl.ops.geometry import Geometry, face_vectors, unit
+from geodl.ops.geometry import Geometry, on_surface
 
 # Of the points near a surface: this share lies at a distance of about the first number, the rest
 # at one of about the second (the surface's size is one in radius).
@@ -31,18 +31,6 @@ def signed_distance(
     triangles = np.ascontiguousarray(face, np.int64)
     kind = igl.SIGNED_DISTANCE_TYPE_FAST_WINDING_NUMBER
     return np.asarray(igl.signed_distance(query, vertices, triangles, kind)[0]).reshape(-1)
-
-
-def on_surface(
-    pos: NDArray[np.floating], face: NDArray[np.integer], n: int, rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """n points on a mesh, uniform by area, and the unit normals there (n 3) each."""
-    vectors = face_vectors(np.asarray(pos, np.float64), face)
-    area = np.cumsum(np.linalg.norm(vectors, axis=1))
-    chosen = np.searchsorted(area, rng.random(n) * area[-1]).clip(max=len(face) - 1)
-    u, v = np.sqrt(rng.random(n))[:, None], rng.random(n)[:, None]
-    a, b, c = (np.asarray(pos, np.float64)[face[chosen, i]] for i in range(3))
-    return (1 - u) * a + u * (1 - v) * b + u * v * c, unit(vectors[chosen])
 
 
 def sample_fields(

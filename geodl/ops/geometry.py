@@ -156,3 +156,16 @@ def unique_edges(face: Int[np.ndarray, "f 3"]) -> tuple[NDArray[np.int64], NDArr
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return edges[order].astype(np.int64), rank[inverse.reshape(-1)].reshape(-1, 3)
+
+
+def on_surface(
+    pos: NDArray[np.floating], face: NDArray[np.integer], n: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """n points on a mesh, uniform by area, and the unit normals there (n 3) each."""
+    vertices = np.asarray(pos, np.float64)
+    vectors = face_vectors(vertices, np.asarray(face, np.int64))
+    area = np.cumsum(np.linalg.norm(vectors, axis=1))
+    chosen = np.searchsorted(area, rng.random(n) * area[-1]).clip(max=len(face) - 1)
+    u, v = np.sqrt(rng.random(n)), rng.random(n)
+    weights = np.stack([1 - u, u * (1 - v), u * v], axis=1)
+    return np.einsum("nc,ncd->nd", weights, vertices[face[chosen]]), unit(vectors[chosen])

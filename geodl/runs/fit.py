@@ -21,6 +21,7 @@ from geodl.data.preprocess import Preprocess
 from geodl.encoders.identity import Identity
 from geodl.errors import UserError
 from geodl.features import XYZ
+from geodl.metrics import overlap
 from geodl.ops.cache import Cache
 from geodl.runs import record
 from geodl.runs.build import allow, make, paths
@@ -59,7 +60,7 @@ def fit(cfg: DictConfig) -> str:
     pos, face = stages[-1], task.face
     ours = Pictures.of(pos, face, pictures.views, task.size, False).silhouette > 0.5
     theirs = pictures.silhouette > 0.5
-    iou = ((ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2)).clamp(min=1)).mean()
+    iou = overlap(ours, theirs)
     record.make_folder(target)
     own = pos.double().numpy() * size + center
     grey = np.full((len(own), 3), 160, np.uint8)

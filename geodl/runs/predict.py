@@ -46,8 +46,9 @@ def predict(cfg: DictConfig) -> str:
     if cfg.code is not None or cfg.mask is not None or cfg.amount != 1:
         task.tell(cfg.code, cfg.mask, float(cfg.amount))
         _same_model(cfg.code, model)
-    if cfg.words is not None:
-        task.point_at([str(word) for word in _listed(cfg.words)])
+    words = None if cfg.words is None else [str(word) for word in _listed(cfg.words)]
+    if words is not None:
+        task.point_at(words)
     groups = _grouped(list(files), task)
     made_of = {
         "checkpoint": model,
@@ -55,7 +56,7 @@ def predict(cfg: DictConfig) -> str:
         "code_file": _printed(cfg.code),
         "mask_file": _printed(cfg.mask),
         "amount": float(cfg.amount),
-        "words": None if cfg.words is None else [str(word) for word in _listed(cfg.words)],
+        "words": words,
     }
     target = place(cfg, f"predict/{record.valid_name(name)}", made_of, "predictions.json")
     given = process, Cache(paths(cfg).cache), _category(task, cfg.category)

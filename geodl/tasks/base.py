@@ -363,6 +363,10 @@ class Task(L.LightningModule):
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         """Called before weights are loaded, for tensors whose size follows from the data."""
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **rest: Any) -> Any:
+        self.make_room(state_dict)
+        return super().load_state_dict(state_dict, *args, **rest)
+
     def load_strict(self, state: dict[str, Tensor], source: Path | str) -> None:
         """Load a state dict key by key.
 

@@ -17,10 +17,10 @@ from torchmetrics import Metric
 from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.metrics import CloudSets, compared
-from geodl.ops.distance import on_surface
+from geodl.ops.geometry import on_surface
 from geodl.shape import ShapeBatch
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup
-from geodl.tasks.implicit import Implicit, Surface
+from geodl.tasks.implicit import NONE, Implicit, Surface
 
 NOTHING_SAID = 0.1  # share of training codes whose words are left out
 AVERAGED = 0.999  # how much of the averaged weights stays in a step
@@ -163,10 +163,6 @@ class Generation(Implicit):
         for name in ("bank", "bank_class", "bank_cloud"):
             if (stored := state.get(name)) is not None:
                 setattr(self, name, getattr(self, name).new_zeros(stored.shape))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **rest: Any) -> None:
-        self.make_room(state_dict)
-        super()._load_from_state_dict(state_dict, prefix, *args, **rest)
 
     def _classes(self, batch: ShapeBatch) -> Tensor:
         if self.spec.classes and batch.category is not None:
@@ -345,10 +341,9 @@ class Generation(Implicit):
             classes = torch.full((per_class,), c, device=self.device)
             if self.draw == "training":
                 clouds = self.clouds_of(classes, 0)[0].cpu().double().numpy()
-                rows.append([(cloud, np.empty((0, 3), np.int64)) for cloud in clouds])
+                rows.append([(cloud, NONE) for cloud in clouds])
                 continue
-            found = [self.surface(z) for z in self.codes_of(classes, 0)]
-            rows.append([f or (np.zeros((1, 3)), np.empty((0, 3), np.int64)) for f in found])
+            rows.append([self.shown(z) for z in self.codes_of(classes, 0)])
         return rows
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:

@@ -20,7 +20,8 @@ from geodl.data.own import OwnShape
 from geodl.decoders.field import FieldDecoder
 from geodl.errors import UserError
 from geodl.metrics import FieldError
-from geodl.ops.distance import on_surface, zero_level
+from geodl.ops.distance import zero_level
+from geodl.ops.geometry import on_surface
 from geodl.shape import ShapeBatch
 from geodl.spec import Needs, Samples, item_seed
 from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
@@ -53,16 +54,9 @@ class Codes(nn.Module):
         known = len(self.keys) > 0 and bool((self.keys[place] == wanted).all())
         return self.table[place] if known else None
 
-    def make_room(self, state: Mapping[str, Tensor], prefix: str) -> None:
-        """As many codes as stored weights have."""
-        if (table := state.get(f"{prefix}table")) is not None:
-            self.keys = torch.zeros(len(table), dtype=torch.long, device=self.keys.device)
-            room = self.table.new_empty(len(table), self.table.shape[1])
-            self.table = nn.Parameter(room)
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **rest: Any) -> None:
-        self.make_room(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **rest)
+    def make_room(self, count: int) -> None:
+        self.keys = torch.zeros(count, dtype=torch.long, device=self.keys.device)
+        self.table = nn.Parameter(self.table.new_empty(count, self.table.shape[1]))
 
 
 def _key(name: str) -> int:
@@ -166,8 +160,8 @@ class Implicit(Task):
             self.codes.grow([name for batch in loader for name in batch.names])
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
-        if self.codes is not None:
-            self.codes.make_room(state, "codes.")
+        if self.codes is not None and (table := state.get("codes.table")) is not None:
+            self.codes.make_room(len(table))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Codes take twice the steps of weights."""
@@ -289,6 +283,10 @@ class Implicit(Task):
         except ValueError:
             return None
 
+    def shown(self, z: Tensor) -> Surface:
+        """The surface for a picture: a point where there is none."""
+        return self.surface(z.to(self.device)) or (np.zeros((1, 3)), NONE)
+
     # ---- metrics ----
 
     def make_meters(self) -> dict[str, Metric]:
@@ -335,14 +333,13 @@ class Implicit(Task):
 
         kept = evaluation.kept[:8]
         shown = [(s.pos.numpy(), s.face.numpy()) for s, _ in kept]
-        found = [self.surface(z.to(self.device)) or (np.zeros((1, 3)), NONE) for _, z in kept]
+        found = [self.shown(z) for _, z in kept]
         titles = ["input", "found"]
         viz.meshes([shown, found], folder / f"gallery-{name}.png", self.spec.up, titles)
         ends = [z for _, z in kept[:2]]
         if len(ends) == 2:
             steps = torch.linspace(0, 1, 7).tolist()
-            between = [((1 - t) * ends[0] + t * ends[1]).to(self.device) for t in steps]
-            row = [self.surface(z) or (np.zeros((1, 3)), NONE) for z in between]
+            row = [self.shown((1 - t) * ends[0] + t * ends[1]) for t in steps]
             viz.meshes([row], folder / f"interpolation-{name}.png", self.spec.up)
 
     def scenes(self, evaluation: Evaluation) -> list[Scene]:

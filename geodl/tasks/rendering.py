@@ -18,7 +18,7 @@ from geodl.errors import UserError
 from geodl.metrics import LooksError
 from geodl.nn.large_steps import LargeSteps, UniformAdam, uniform_laplacian
 from geodl.nn.render import cameras, rendered
-from geodl.ops.distance import on_surface
+from geodl.ops.geometry import on_surface
 from geodl.progress import track
 from geodl.shape import ShapeBatch
 from geodl.spec import item_seed
