@@ -423,8 +423,10 @@ class FieldError(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("iou", "volumes", "chamfer", "shapes", "normals", "surfaces", "lost"):
+        for name in ("chamfer", "shapes", "normals", "surfaces", "lost"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("iou", [], dist_reduce_fx="cat")
+        self.iou: list[Tensor]
 
     def update(
         self,
@@ -439,8 +441,7 @@ class FieldError(Metric):
         if inside is not None:
             ours, theirs = inside
             union = (ours | theirs).sum().clamp(min=1)
-            state.iou += ((ours & theirs).sum() / union).cpu()
-            state.volumes += 1
+            self.iou.append(((ours & theirs).sum() / union).double()[None])
         if true is None:
             return
         state.shapes += 1
@@ -463,7 +464,7 @@ class FieldError(Metric):
         scores = {"chamfer": 100 * state.chamfer / state.shapes} if state.shapes else {}
         if state.surfaces:
             scores |= {"normals": state.normals / state.surfaces, "lost": state.lost}
-        return ({"iou": state.iou / state.volumes} if state.volumes else {}) | scores
+        return ({"iou": dim_zero_cat(self.iou).mean()} if len(self.iou) else {}) | scores
 
 
 class Pointing(Metric):

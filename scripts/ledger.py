@@ -21,6 +21,7 @@ from geodl.atomic import atomic
 from geodl.cli.listing import entries as listed
 from geodl.errors import UserError
 from geodl.results import tables
+from geodl.results.evidence import coverage, verdicts
 from geodl.results.reference import add, entries, factor, in_numbers, over_seeds, reference_dir
 from geodl.results.render import in_words, write, written
 from geodl.results.report import label
@@ -34,6 +35,17 @@ Each is written from the runs below by `scripts/ledger.py`; `geodl mode=table ta
 your own runs beside it.
 
 {tables}
+
+## What could be reproduced, and what not
+
+{coverage}.
+
+Every published number beside which this project has one. Within the spread: no further away than
+the seeds' standard deviation and the rounding of the published number. Hours: one seed at the
+paper's own epochs, where fewer were run, on one thread of the machine that the reference was made
+on. Systems that geodl does not have are in the tables alone.
+
+{verdicts}
 
 ## All runs
 
@@ -71,9 +83,24 @@ def trained(group: list[dict[str, Any]]) -> str:
 
 
 def head(results: Path) -> str:
-    """The title, with a link to every table."""
-    tables = [f"- [{t['title']}]({t['file']}.md)" for t in written(results)]
-    return HEAD.format(tables="\n".join(tables))
+    """The title, a link to every table, and what became of published numbers."""
+    made = written(results)
+    links = [f"- [{t['title']}]({t['file']}.md)" for t in made]
+    lines = [
+        "| table | row | column | published | ours | verdict | hours |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for found in verdicts(made):
+        table, name = found["table"], f"[{found['table']['title']}]({found['table']['file']}.md)"
+        column = found["column"] if len(table["columns"]) > 1 else ""
+        hours = "" if found["hours"] is None else f"{found['hours']:.1f}"
+        cells = (
+            *(name, found["row"]["name"], column, f"{found['published']:g}"),
+            *(in_numbers(found["ours"]), found["verdict"], hours),
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    rows = [row for table in made if table["budget"] != "smoke" for row in table["rows"]]
+    return HEAD.format(tables="\n".join(links), verdicts="\n".join(lines), coverage=coverage(rows))
 
 
 def all_runs(reference: Path) -> str:

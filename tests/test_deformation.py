@@ -13,7 +13,7 @@ from geodl.cli.main import run
 from geodl.data.files import read_mesh, write_ply
 from geodl.data.loaders import Loaders
 from geodl.data.poses import Poses
-from geodl.data.source import PATH
+from geodl.data.source import PATH, TEMPLATE, TRANSFER
 from geodl.errors import UserError
 from geodl.metrics import DeformedError, PathError, is_closed, volume
 from geodl.nn.jacobians import Jacobians, applied, integrated
@@ -195,6 +195,24 @@ def test_ways_bring_the_true_meshes_between(paths):
     assert 0 < (between[:, 1] - ends / 2).norm(dim=1).mean() < 0.1
 
 
+def test_a_transfer_shows_everybody_to_the_next_one(paths):
+    data = Poses(paths, train=1, test=3, poses=2, vertices=150)
+    groups = data.transfers(data.items("test"))
+    assert [[item.name[5:] for item in g] for g in groups[1:3]] == [
+        ["001-00", "000-00", "000-02"],
+        ["002-00", "001-00", "001-01"],
+    ]
+    batch = next(iter(Loaders(data, batch_size=6).batches("test", inputs=TRANSFER)))
+    goal = batch.target.ops.carried.view(6, -1, 3)
+    assert (goal[5] - batch.target.pos.view(6, -1, 3)[5]).norm(dim=1).mean() > 0.01
+    # The same one's change, shown to itself, is its own shape.
+    rest, first, _ = data.items("test")[:3]
+    np.testing.assert_allclose(data.carried(first, rest), data.vertices_of(first), atol=1e-12)
+    one = Poses(paths, train=1, test=1, poses=2, vertices=150)
+    with pytest.raises(UserError, match=r"data.test=2 or more"):
+        one.transfers(one.items("test"))
+
+
 # ---- the tasks ----
 
 
@@ -324,6 +342,24 @@ def test_the_truth_of_a_source_on_another_mesh_is_carried_over():
     torch.testing.assert_close(task.truth(other), wanted, atol=1e-4, rtol=0)
 
 
+def test_a_transfer_reads_the_code_of_the_one_who_is_shown():
+    task, batch = model(*NETWORK)
+    source, target = batch.source.unpack(), batch.target.unpack()
+    carried = [s.pos + 0.1 for s in source]
+    shown = [
+        t.replace(ops=t.ops.added({"carried": c}, {"carried": TEMPLATE}))
+        for t, c in zip(target, carried, strict=True)
+    ]
+    other = GroupBatch.pack(
+        [
+            {"source": s, "rest": r, "target": t}
+            for s, r, t in zip(source[::-1], source, shown, strict=True)
+        ]
+    )
+    torch.testing.assert_close(task._asked(other), task._asked(batch))
+    torch.testing.assert_close(task.truth(other), torch.cat(carried))
+
+
 def test_the_same_deformation_on_another_mesh_of_the_source(finished):
     found, _ = finished("task=deformation", *NETWORK, "test=[clean,remeshed]")
     clean, other = (found[name]["scores"]["error"] for name in ("clean", "remeshed"))
@@ -337,6 +373,8 @@ def test_the_same_deformation_on_another_mesh_of_the_source(finished):
         (["test=rotated"], "moves each on its own"),
         (["augment=shuffle"], "moves each on its own"),
         (["task.losses.vertex=0"], "needs a weight"),
+        (["task.condition=handles", "test=transfer"], "a model that reads targets"),
+        (["test=transfer"], "set data.test=2 or more"),
         (["test=remeshed", "+test.remeshed.ways=true"], "ways go between shapes as they are"),
         (["task.handles=landmarks"], "needs landmarks"),
         (["task.handles=5000"], "a shape has"),

@@ -213,6 +213,16 @@ def test_adaptation_to_a_pair_lowers_its_losses_and_leaves_the_weights(cache):
         matching("task.adapt=3")
 
 
+def test_every_pair_keeps_its_error(cache):
+    pos, face, pos2, face2, _, place = bent()
+    a, b = shape_of(pos, face, cache, "a"), shape_of(pos2, face2, cache, "b", place)
+    pairs = [{"source": x, "target": y} for x, y in ((a, b), (b, a), (a, a))]
+    found = matching("task.k=15").evaluate([GroupBatch.pack(pairs[:2]), GroupBatch.pack(pairs[2:])])
+    assert found.each.metric == "geodesic" and found.each.names == ["a-b", "b-a", "a-a"]
+    assert np.mean(found.each.values) == pytest.approx(found.scores["geodesic"], rel=1e-6)
+    assert found.worst[0][0][0].name == "ab"[int(np.argmax(found.each.values))]
+
+
 @pytest.mark.parametrize("loss", ["supervised", "orthogonality"])
 def test_shapes_without_landmarks_are_refused_whatever_the_loss_reads(cache, loss):
     pos, face, *_ = bent()

@@ -62,6 +62,12 @@ def test_what_is_in_it(page):
     data = json.loads(found.group(1))
     assert {g["test"] for g in data["groups"]} == {"clean", "cloud"}
     assert len(data["groups"]) == 3 and len(data["curves"]) == 2 and len(data["confusions"]) == 3
+    worst = data["worst"][0]
+    assert len(data["worst"]) == 3 and worst["metric"] == "acc, %" and worst["of"] == 8
+    shares = [value for _, value in worst["rows"]]
+    assert shares == sorted(shares) and 0 <= shares[0] < worst["median"] <= 100
+    first = data["scenes"][0]["shapes"][0]["name"]
+    assert first == f"worst: {worst['rows'][0][0].replace('/', '-')}"
     assert all(
         set(s["layers"]) == {"prediction", "truth", "error"} for s in data["scenes"][0]["shapes"]
     )
@@ -164,6 +170,9 @@ def test_the_page_works_from_a_file(page, browser):
         cells = browser.find_elements(By.CSS_SELECTOR, "#comparison td:nth-child(5)")
         seen.append([float(c.text.split(" ")[0]) for c in cells])
     assert seen[0] == sorted(seen[0]) and seen[1] == sorted(seen[0], reverse=True)
+
+    # The worst shapes, of the test set that is chosen.
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#worst tbody tr")) == 8
 
     # Tables: the heat map is a coloured table, others have their picture.
     heat = browser.find_elements(By.CSS_SELECTOR, "#table-heat td")

@@ -104,6 +104,38 @@ def test_a_run_leaves_everything_and_is_skipped_the_second_time(here, capsys):
     assert same(weights(again), before) and (again / "last.ckpt").stat().st_mtime_ns > when
 
 
+EACH = {
+    "acc": ("data.size=tiny", "encoder.points=64"),
+    "iou": (
+        *("experiment=implicit/creatures", "data.size=tiny", "encoder.points=32"),
+        *("decoder.width=16", "task.cells=16", "test=clean", "task.queries=64"),
+    ),
+    "error": (
+        *("experiment=faces/spiralnet_heads", "data.size=tiny", "batch_size=3", "test=clean"),
+        *("encoder.channels=[8,8]", "decoder.channels=[8,8]"),
+    ),
+    "deformation": (
+        *("experiment=deform/solver", "data.vertices=150", "data.train=1", "data.test=1"),
+        *("data.poses=2", "test=clean"),
+    ),
+}
+
+
+@pytest.mark.parametrize("words", EACH.values(), ids=EACH)
+def test_the_numbers_of_all_shapes_are_kept_in_the_order_of_the_test_set(here, words):
+    """Their mean is the metric, and the worst ones are those of the lists."""
+    cfg = compose([*words, "epochs=1"])
+    run(cfg)
+    folder = record.run_folder(cfg)
+    entry = json.loads((folder / "result.json").read_text())["eval"]["clean"]
+    metric, values = entry["each"]["metric"], [float(v) for v in entry["each"]["values"].split()]
+    assert len(values) == entry["shapes"]
+    assert sum(values) / len(values) == pytest.approx(entry["scores"][metric], rel=1e-3)
+    rows = (folder / "eval" / "clean-each.csv").read_text().splitlines()
+    assert rows[0] == f"shape,{metric}" and len(rows) == 1 + len(values)
+    assert [float(r.split(",")[-1]) for r in rows[1:]] == pytest.approx(values, rel=1e-3, abs=1e-6)
+
+
 def test_training_is_deterministic_and_seeds_differ(here):
     a = weights(go("epochs=2", "figures=false", "augment=[so3,jitter]"))
     shutil.rmtree("outputs")
@@ -264,7 +296,7 @@ def test_evaluating_a_checkpoint_gives_the_numbers_of_training(here, capsys):
 def test_every_named_test_set_is_evaluated(here, task, words):
     every = (f.stem for f in (config_dir() / "test").glob("*.yaml"))
     names = sorted(n for n in every if n != "ways")  # of persons with several shapes
-    assert len(names) == 17
+    assert len(names) == 18
     small = ["encoder.width=16", "encoder.dropout=0"] if "diff" in words[0] else []
     cfg = compose(
         [*words, *small, f"task={task}", "data.size=tiny", "epochs=1", "figures=false"]

@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 
 from geodl.errors import UserError
-from geodl.results import reference, render, tables
+from geodl.results import evidence, reference, render, tables
 from geodl.runs import record
 from geodl.runs.compose import compose, config_dir
 
@@ -157,6 +157,70 @@ def test_means_spreads_and_differences(tmp_path, monkeypatch):
     assert "1,234" in rows[1] and "01234567 |" in rows[1] and "| 2 |" in rows[1]
     assert render.latex(data).count("\\\\") == 4 and "$\\pm$" in render.latex(data)
     assert len(render.as_csv(data).splitlines()) == 1 + 4
+
+
+def test_rows_are_told_apart_by_seeds_or_by_shapes():
+    def cell(mean, std=None, n=1, each=None):
+        return {"mean": mean, "std": std, "n": n, "each": each, "unit": "%"}
+
+    apart = evidence.told_apart
+    assert apart(cell(90, 1, 3), cell(80, 1, 3)) and apart(cell(90, 1, 3), cell(89, 1, 3)) is False
+    # Welch's p of 2 against a standard error of 1.155 with two degrees of freedom or so is .2.
+    assert apart(cell(90, 2, 3), cell(88, 0.1, 3)) is False
+    assert apart(cell(90, 2, 3), cell(88, 0.1, 30)) is False and apart(
+        cell(90, 2, 30), cell(88, 0.1, 30)
+    )
+    # One seed is taken to spread as the other does: 4.3 of its standard errors are just enough.
+    assert apart(cell(90.1), cell(80, 2, 3)) and apart(cell(88), cell(80, 2, 3)) is False
+    assert apart(cell(90), cell(10)) is None
+    # McNemar: of six shapes on which they differ, all for one: p = .031; of five: .063.
+    right = [1.0] * 20
+    six, five = ([0.0] * k + [1.0] * (20 - k) for k in (6, 5))
+    assert apart(cell(100, each=right), cell(70, each=six))
+    assert apart(cell(100, each=right), cell(75, each=five)) is False
+    assert apart(cell(100, each=right), cell(75, each=five[:-1])) is None
+    noise = [0.1 * (-1) ** i * (i % 7) for i in range(40)]
+    assert apart(cell(1, each=[1 + x for x in noise]), cell(0, each=noise[::-1]))
+    assert apart(cell(1, each=noise), cell(0, each=noise[::-1])) is False
+
+
+def test_the_best_of_a_section_and_its_equals_are_marked(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = tables.jobs(PLAIN, "short")
+    for row, value in ((0, 0.5), (1, 0.51)):
+        fill(RUNS.parent, [j for j in work if j.row == row], value=value)
+    data = tables.collect("small", PLAIN, "short", work, RUNS.parent)
+    marks = [r["cells"]["clean"].get("mark") for r in data["rows"][:2]]
+    assert marks == ["○", "●"]
+    text = render.markdown(data)
+    assert "55.00 ± 7.07 (2) ○" in text and "56.00 ± 7.07 (2) ●" in text
+    assert "0 of 2 trained rows have three seeds or more; 0 of 1 ran for the paper" in text
+    for file in RUNS.iterdir():  # less is better
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": MM}))
+    data = tables.collect("small", PLAIN, "short", work, RUNS.parent)
+    assert [r["cells"]["clean"].get("mark") for r in data["rows"][:2]] == ["●", "○"]
+
+
+def test_what_became_of_published_numbers(tmp_path, monkeypatch):
+    data = collected(tmp_path, monkeypatch)
+    a, b = evidence.verdicts([data])
+    assert a["verdict"] == "below by 35.00" and a["hours"] is None
+    assert b["verdict"] == "not run" and b["row"]["name"] == "b"
+    row = {"epochs": 2, "epochs_published": 200, "seconds_per_epoch": 36.0, "name": "x"}
+    cell = {"mean": 2.53, "std": None, "n": 1, "published": 2.5, "verified": True}
+    table = {"rows": [row | {"cells": {"y": cell}}]}
+
+    def verdict(**change):
+        (found,) = evidence.verdicts([{"rows": [row | {"cells": {"y": cell | change}}]}])
+        return found["verdict"]
+
+    (found,) = evidence.verdicts([table])
+    assert found["hours"] == pytest.approx(2.0)
+    assert found["verdict"] == "within the spread, one seed, after 2 of 200 epochs"
+    assert verdict(mean=2.56).startswith("above by 0.06")
+    assert verdict(mean=2.56, std=0.02, n=3).startswith("within the spread, after")
+    assert verdict(elsewhere="the moon") == "not comparable: published for the moon"
+    assert verdict(verified=False).startswith("not compared")
 
 
 def test_results_of_other_test_options_do_not_count(tmp_path, monkeypatch):

@@ -94,6 +94,10 @@ class ICTExpressions(ICTFaces):
         ends = [np.asarray(self.vertices_of(item), np.float64) for item in (first, second)]
         return (1 - share) * ends[0] + share * ends[1]
 
+    def carried(self, shape: Item, rest: Item) -> NDArray[np.float64]:
+        """An expression is the same displacement on everybody."""
+        return np.asarray(self.vertices_of(rest), np.float64) + self._expression(shape)
+
     @cached_property
     def _landmarks(self) -> NDArray[np.int64]:
         """The kept vertices (68) nearest to the model's landmarks."""

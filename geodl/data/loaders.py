@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from geodl.data.memory import Memory, available
 from geodl.data.preprocess import BadShape
-from geodl.data.source import PATH, Source
+from geodl.data.source import PATH, TRANSFER, Source
 from geodl.data.views import GroupView, View, Wishes, computed
 from geodl.errors import UserError
 from geodl.perturb import Perturbation
@@ -102,6 +102,8 @@ class Loaders(L.LightningDataModule):
         inputs = inputs or self.inputs
         if inputs == PATH:
             return [*self.source.ways(self.items(split))]
+        if inputs == TRANSFER:
+            return [*self.source.transfers(self.items(split))]
         if len(inputs) == 2:
             return [*self.pairs(split)]
         return [(item,) for item in self.items(split)]

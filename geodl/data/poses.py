@@ -150,6 +150,10 @@ class Poses(RegisteredData):
         joints = start * Rotation.from_rotvec(share * way)
         return self._placed(first, joints)[self.selected[0]]
 
+    def carried(self, shape: Item, rest: Item) -> NDArray[np.float64]:
+        """Its joints turned as those of the other."""
+        return self._placed(rest, self._joints(shape))[self.selected[0]]
+
 
 def joint_bends(species: str) -> list[float]:
     """Degrees by which the joint at the beginning of every bone turns; the spine's first, which

@@ -103,6 +103,11 @@ class RegisteredData(Source):
         are known."""
         return None
 
+    def carried(self, shape: Item, rest: Item) -> NDArray[np.float64] | None:
+        """The true vertices (v 3) of somebody, known at rest, changed as another one is in a shape;
+        None where they are not known."""
+        return None
+
     def _persons(self, items: Sequence[Item]) -> list[list[Item]]:
         """The items person by person."""
         found: dict[str | None, list[Item]] = {}
@@ -124,19 +129,40 @@ class RegisteredData(Source):
             for first, second in zip(others[::2], others[1::2], strict=False)
         ]
 
+    def transfers(self, items: Sequence[Item]) -> list[tuple[Item, Item, Item]]:
+        """Every shape but those at rest, shown to the next person."""
+        persons = self._persons(items)
+        if len(persons) < 2:
+            raise UserError("a transfer goes from one person to another: set data.test=2 or more.")
+        if self.carried(persons[0][-1], persons[1][0]) is None:
+            super().transfers(items)  # refused
+        following = [*persons[1:], persons[0]]
+        return [
+            (other[0], rest, shape)
+            for (rest, *shapes), other in zip(persons, following, strict=True)
+            for shape in shapes
+        ]
+
     def together(self, items: Sequence[Item], shapes: Sequence[Shape]) -> Sequence[Shape]:
-        """Where they are known, the last shape of a way brings the true shapes between (v t 3)."""
+        """Where they are known, the last shape of a way brings the true shapes between (v t 3), and
+        that of a transfer the true shape of the first person (v 3)."""
         if len(items) < len(PATH):
             return shapes
+        if self.person(items[0]) != self.person(items[1]):
+            pos = self.carried(items[2], items[0])
+            assert pos is not None
+            return [*shapes[:-1], self._with(shapes[-1], "carried", pos)]
         true = [self.between(items[1], items[2], share) for share in SHARES]
         known = [pos for pos in true if pos is not None]
         if not known:
             return shapes
+        return [*shapes[:-1], self._with(shapes[-1], "between", np.stack(known, 1))]
+
+    def _with(self, shape: Shape, name: str, pos: NDArray[np.floating]) -> Shape:
+        """A shape that also knows positions on the template (v ... 3), of the files' units."""
         *center, size = self.preprocess.fixed or (0.0, 0.0, 0.0, 1.0)
-        pos = torch.from_numpy((np.stack(known, 1) - np.array(center)) / size).float()
-        last = shapes[-1]
-        ops = last.ops.added({"between": pos}, {"between": TEMPLATE})
-        return [*shapes[:-1], last.replace(ops=ops)]
+        own = torch.from_numpy((pos - np.array(center)) / size).float()
+        return shape.replace(ops=shape.ops.added({name: own}, {name: TEMPLATE}))
 
     def read(self, item: Item) -> Shape:
         pos = np.asarray(self.vertices_of(item), np.float64)

@@ -20,6 +20,7 @@ from geodl.spec import DataSpec, Field, Item
 
 SPLITS = Path(__file__).parent / "splits"
 PATH = ("rest", "first", "second")  # somebody at rest, and the ends of a way between shapes
+TRANSFER = ("source", "rest", "target")  # somebody at rest; another one at rest, and changed
 TEMPLATE = Field("template", turns=True, scale=1)  # the true vertices of a registered shape
 
 
@@ -95,6 +96,17 @@ class Source:
         raise UserError(
             f"data set {self.name} does not say which shapes are the same person's: choose "
             "data=poses, bodies or ict_expressions."
+        )
+
+    def transfers(self, items: Sequence[Item]) -> list[tuple[Item, Item, Item]]:
+        """Somebody at rest, and how another one is changed, at rest first.
+
+        Raises:
+            UserError: this data set does not know what a change looks like on somebody else.
+        """
+        raise UserError(
+            f"data set {self.name} does not know what a shape of somebody looks like on another "
+            "one: choose data=poses or ict_expressions."
         )
 
     def together(self, items: Sequence[Item], shapes: Sequence[Shape]) -> Sequence[Shape]:

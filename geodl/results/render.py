@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from geodl.atomic import atomic
 from geodl.atomic import cell as safe_cell
+from geodl.results.evidence import BEST, EVEN, LEVEL, coverage
 from geodl.results.reference import in_numbers
 from geodl.runs import record
 
@@ -75,7 +76,7 @@ def grid(data: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         cells.append(r["name"])
         for c in data["columns"]:
             cell = r["cells"].get(c, {})
-            cells.append(in_numbers(cell))
+            cells.append(f"{in_numbers(cell)} {cell.get('mark', '')}".rstrip())
             cells += [in_numbers(cell.get("yours", {}))] if c in with_yours else []
             cells += [_published(cell)] if c in with_published else []
             gap = cell.get("difference")
@@ -113,6 +114,15 @@ def notes(data: Mapping[str, Any]) -> list[str]:
         "Reference: what this project measured, mean ± standard deviation over seeds (number of "
         "seeds), one thread per job, at the commits named."
     )
+    marks = {c.get("mark") for r in data["rows"] for c in r["cells"].values()}
+    if BEST in marks:
+        even = f"; {EVEN} not told apart from it (p > {LEVEL})" if EVEN in marks else ""
+        lines.append(
+            f"{BEST} the best of its section{even}: by Welch's test over seeds, with one seed by a "
+            "paired test over shapes, where they are stored; else a row of one seed has no mark."
+        )
+    if counted := coverage(data["rows"]):
+        lines.append(f"{counted}.")
     if any("yours" in c for r in data["rows"] for c in r["cells"].values()):
         lines.append("Yours: the same of your finished runs.")
     if any("*" in c for r in data["rows"] for c in r.get("commit", ())):
@@ -207,7 +217,7 @@ def _changes(data: Mapping[str, Any]) -> list[str]:
 def as_csv(data: Mapping[str, Any]) -> str:
     """One line for every cell: row, column, mean, std, n, published, verified, difference, ..."""
     stream = io.StringIO()
-    keys = ("mean", "std", "n", "published", "verified", "difference", "unit", "change")
+    keys = ("mean", "std", "n", "mark", "published", "verified", "difference", "unit", "change")
     own = ("mean", "std", "n")
     rest = (
         "epochs",
@@ -239,6 +249,8 @@ TEX = str.maketrans(
         "~": r"\textasciitilde{}",
         "±": r"$\pm$",
         "†": r"$\dagger$",
+        BEST: r"$\bullet$",
+        EVEN: r"$\circ$",
         "<": r"\textless{}",
         ">": r"\textgreater{}",
     }

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("report.html")
 VERTICES = 3000  # a larger mesh is decimated for the page
 SHAPES = 4  # of each run and test set
+WORST = 10  # names of each
 BYTES = 14_500_000  # of the page; plotly's library takes five million
 
 
@@ -62,6 +63,7 @@ def report(cfg: DictConfig) -> str:
         "groups": groups(runs),
         "curves": curves(runs),
         "confusions": confusions(runs),
+        "worst": worst(runs),
         "tables": tables,
         "scenes": [],
     }
@@ -221,6 +223,35 @@ def confusions(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
                         "classes": names,
                     }
                 )
+    return found
+
+
+def worst(runs: list[tuple[Path, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The shapes that the first seed of every configuration did worst on, test set by test set;
+    nothing where there is none that another is better than."""
+    found: list[dict[str, Any]] = []
+    for folder, result in _first_seeds(runs):
+        for test, entry in result["eval"].items():
+            file = folder / "eval" / f"{test}-each.csv"
+            if not ("each" in entry and file.is_file()):
+                continue
+            metric = entry["each"]["metric"]
+            of = result["metrics"][metric]
+            with file.open() as stream:
+                rows = [(r["shape"], float(r[metric])) for r in csv.DictReader(stream)]
+            rows.sort(key=lambda row: row[1] if of.get("better") == "more" else -row[1])
+            if rows[0][1] == rows[-1][1]:
+                continue
+            times = factor(of["unit"])
+            found.append(
+                {
+                    "name": f"{_title(folder, result)}, {test}",
+                    "metric": f"{metric}, {of['unit']}" if of["unit"] else metric,
+                    "rows": [[shape, times * value] for shape, value in rows[:WORST]],
+                    "of": len(rows),
+                    "median": times * float(np.median([value for _, value in rows])),
+                }
+            )
     return found
 
 

@@ -21,6 +21,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from geodl.errors import UserError
+from geodl.results.evidence import ranked
 from geodl.results.reference import entries, factor, over_seeds, reference_dir
 from geodl.results.render import drawn, in_terminal, write
 from geodl.runs import record
@@ -248,8 +249,10 @@ def collect(
         ours = [(r, job.cfg) for job in mine if (r := own(job.cfg)) is not None]
         found.append((results, ours))
     units: dict[str, str] = {}
+    better: dict[str, str] = {}
     for result, _ in (r for pair in found for results in pair for r in results):
         units |= {n: m["unit"] for n, m in result["metrics"].items()}
+        better |= {n: m.get("better", "more") for n, m in result["metrics"].items()}
     rows: list[dict[str, Any]] = []
     for i, (row, results) in enumerate(zip(plain["rows"], found, strict=True)):
         rows.append(_row(plain, row, units, *results))
@@ -259,6 +262,8 @@ def collect(
             words = [w for w in mine[0].words if not w.startswith(("seed=", "paths."))]
             seeds = ",".join(str(job.seed) for job in mine)
             rows[-1]["command"] = " ".join([*words, f"seed={seeds}"])
+    of = {str(c["name"]): c["metric"] for row in plain["rows"] for c in columns(plain, row)}
+    ranked(rows, {name: better[metric] for name, metric in of.items() if metric in better})
     short = budget == "short"
     claims = [_claim(name, str(c), rows) for c in plain.get("claims", ())] if short else []
     kept = ("about", "source", "evidence", "picture")
@@ -315,6 +320,8 @@ def _row(
         unit = units.get(metric)
         cell: dict[str, Any] = {"unit": unit}
         cell |= _statistics(str(row["name"]), theirs, test, metric, unit)
+        if each := _each(theirs, test, metric):
+            cell["each"] = each
         if mine := _statistics(str(row["name"]), ours, test, metric, unit):
             cell["yours"] = mine
         if given and title in given:
@@ -370,6 +377,13 @@ def _statistics(
         raise UserError(f"{name} has no metric {metric}: choose {_list(known)}.")
     scores = [s for s in scores if metric in s]
     return over_seeds([factor(unit or "") * float(s[metric]) for s in scores])
+
+
+def _each(results: Found, test: str, metric: str) -> list[float]:
+    """A metric of every shape, means over the seeds that have it."""
+    known = [e.get("each", {}) for _, e in _evaluations(results, test)]
+    rows = [e["values"].split() for e in known if e.get("metric") == metric]
+    return [statistics.fmean(map(float, values)) for values in zip(*rows, strict=True)]
 
 
 def _compare(cells: dict[str, Any], standard: str) -> None:

@@ -28,7 +28,7 @@ from geodl.augment import Augmentation
 from geodl.data.fetch import Paths
 from geodl.data.loaders import Loaders
 from geodl.data.memory import Memory, available
-from geodl.data.source import PATH, Source
+from geodl.data.source import PATH, TRANSFER, Source
 from geodl.data.views import Wishes
 from geodl.decoders.base import Decoder
 from geodl.encoders.base import Encoder
@@ -101,6 +101,13 @@ class Parts:
                     f"test={name} changes shapes, but ways go between shapes as they are: leave "
                     "its perturb= empty, or take another test set."
                 )
+            if self.cfg.test[name].get("transfer") and not self.task.transfers:
+                raise UserError(
+                    f"test={name} shows somebody else's shape to a model that reads targets: take "
+                    "task=deformation with task.condition=target and an encoder, or leave it out."
+                )
+            if self.cfg.test[name].get("transfer"):  # refused here, before training
+                self.data.transfers(self.data.items(str(self.cfg.test[name].split)))
         return found
 
 
@@ -310,6 +317,11 @@ def perturbations(cfg: DictConfig, name: str) -> list[Perturbation]:
 def is_ways(task: Task, test: DictConfig) -> bool:
     """Whether a test set is one of ways between shapes."""
     return bool(test.get("ways")) or task.inputs == PATH
+
+
+def inputs_of(task: Task, test: DictConfig) -> tuple[str, ...] | None:
+    """What is read together on a test set, where it is not what the task says."""
+    return PATH if is_ways(task, test) else TRANSFER if test.get("transfer") else None
 
 
 def check_changes(task: Task, changes: Sequence[tuple[str, Augmentation]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 from geodl.atomic import atomic, write_csv
 from geodl.data.preprocess import Preprocess
-from geodl.data.source import PATH, Source
+from geodl.data.source import Source
 from geodl.errors import UserError
 from geodl.runs import record
 from geodl.runs.build import (
@@ -22,11 +23,12 @@ from geodl.runs.build import (
     build_data,
     build_task,
     device,
+    inputs_of,
     is_ways,
 )
 from geodl.runs.checkpoint import load_weights, restore
 from geodl.spec import DataSpec
-from geodl.tasks.base import Evaluation, Scene
+from geodl.tasks.base import Evaluation, Scene, Task
 from geodl.tasks.ways import draw_ways, evaluate_ways, scenes_of_ways
 
 log = logging.getLogger(__name__)
@@ -129,7 +131,7 @@ def _evaluate(
     for name in todo:
         options = cfg.test[name]
         ways = is_ways(task, options)
-        inputs = PATH if ways else None
+        inputs = inputs_of(task, options)
         count = loaders.count(options.split, inputs)
         shown = set(np.linspace(0, count - 1, GALLERY).round().astype(int).tolist())
         loader = loaders.batches(options.split, perturbs[name], inputs=inputs)
@@ -148,15 +150,30 @@ def _evaluate(
             **made,
         }
         stem = f"{name}-{checkpoint}" if checkpoint else name
+        if (each := evaluation.each).metric:
+            # one line of a file: a test set may have thousands
+            words = " ".join(f"{value:.4g}" for value in each.values)
+            entries[name]["each"] = {"metric": each.metric, "values": words}
+            rows = [
+                {"shape": shape, each.metric: round(value, 6)}
+                for shape, value in zip(each.names, each.values, strict=True)
+            ]
+            write_csv(folder / "eval" / f"{stem}-each.csv", ["shape", each.metric], rows)
         record.write_json(folder / "eval" / f"{stem}.json", entries[name] | evaluation.details)
         _per_class(folder / "eval" / f"{stem}.csv", evaluation)
         if cfg.figures:
             draw = draw_ways if ways else type(task).figures
             draw(task, evaluation, folder / "figures", stem)
-            scenes = scenes_of_ways(evaluation) if ways else task.scenes(evaluation)
+            scenes = scenes_of_ways(evaluation) if ways else _scenes(task, evaluation)
             _save_scenes(folder / "eval" / f"{stem}-shapes.npz", scenes)
         store(name, entries[name])
     return entries
+
+
+def _scenes(task: Task, evaluation: Evaluation) -> list[Scene]:
+    """The worst shapes, then those that are kept of every test set."""
+    worst = task.scenes(replace(evaluation, kept=evaluation.worst))
+    return [*((f"worst: {name}", layers) for name, layers in worst), *task.scenes(evaluation)]
 
 
 def _save_scenes(path: Path, scenes: Sequence[Scene]) -> None:

@@ -26,6 +26,7 @@ from geodl.schedules import Schedule
 from geodl.spec import DataSpec, Needs, Out
 
 log = logging.getLogger(__name__)
+WORST = 2  # shapes of a test set that are kept with their outputs
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -95,6 +96,7 @@ class Task(L.LightningModule):
     decodes: ClassVar[bool] = False
     in_place: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()
+    transfers = False  # whether it reads from one person what is to become of another
 
     def __init__(self, setup: Setup) -> None:
         super().__init__()
@@ -145,6 +147,11 @@ class Task(L.LightningModule):
     def scores(self, meters: Any) -> dict[str, float]:
         """Metrics as numbers by name (accuracies in [0, 1])."""
         raise NotImplementedError
+
+    def each(self, meters: Any, prediction: Prediction, batch: Any) -> dict[str, Tensor]:
+        """A metric of every shape (b) of the batch that was measured last, by its name: what shapes
+        are ranked by; empty where a task has none."""
+        return {}
 
     def details(self, meters: Any) -> dict[str, Any]:
         """What a number cannot hold: confusion matrix, per-class table."""
@@ -313,6 +320,7 @@ class Task(L.LightningModule):
         losses: dict[str, float] = {}
         shapes = 0
         kept: list[tuple[Any, Tensor]] = []
+        each, worst = Each(), dict[int, tuple[Any, Tensor]]()
         for batch in loader:
             batch = batch.to(self.device)
             with precision() if precision else torch.autocast("cpu", enabled=False):
@@ -321,13 +329,21 @@ class Task(L.LightningModule):
                 for name, value in self.losses(prediction, batch).items():
                     losses[name] = losses.get(name, 0.0) + float(value) * len(batch)
             self.measure(meters, prediction, batch)
-            if any(place in keep for place in range(shapes, shapes + len(batch))):
+            if not (brief or dist.is_initialized()):
+                for metric, values in self.each(meters, prediction, batch).items():
+                    each.metric, each.better = metric, self.metrics[metric].better
+                    each.names += batch.names
+                    each.values += values.double().tolist()
+            places, bad = range(shapes, shapes + len(batch)), each.worst(WORST)
+            if any(place in keep or place in bad for place in places):
                 rows = self.split(prediction.output.cpu(), batch)
-                for place, pair in enumerate(
-                    zip(batch.to("cpu").unpack(), rows, strict=True), shapes
-                ):
+                pairs = zip(batch.to("cpu").unpack(), rows, strict=True)
+                for place, pair in zip(places, pairs, strict=True):
                     if place in keep:
                         kept.append(pair)
+                    if place in bad:
+                        worst[place] = pair
+            worst = {place: worst[place] for place in bad}
             shapes += len(batch)
         self.train(was_training)
         sums = _over_processes(losses | {"shapes": float(shapes)})
@@ -338,7 +354,7 @@ class Task(L.LightningModule):
         scores["loss"] = sum(scores.values())
         scores |= self.scores(meters)
         details = {} if dist.is_initialized() else self.details(meters)
-        return Evaluation(scores, details, shapes, kept)
+        return Evaluation(scores, details, shapes, kept, each, list(worst.values()))
 
     def predict_eval(self, batch: Any) -> Prediction:
         """``predict``, with whatever a task does at test time only (voting)."""
@@ -393,13 +409,32 @@ class Task(L.LightningModule):
 
 
 @dataclass
+class Each:
+    """A metric of every shape of a test set, in the order of the test set."""
+
+    metric: str = ""
+    better: Literal["more", "less"] = "more"
+    names: list[str] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+
+    def worst(self, count: int) -> list[int]:
+        """Places in the test set, the worst one first."""
+        sign = 1 if self.better == "more" else -1
+        order = sorted(range(len(self.values)), key=lambda i: sign * self.values[i])
+        return order[:count]
+
+
+@dataclass
 class Evaluation:
-    """Result of one pass over one test set."""
+    """Result of one pass over one test set: some of its shapes with their outputs, and the worst
+    ones (``each`` says by what)."""
 
     scores: dict[str, float]
     details: dict[str, Any]
     shapes: int
     kept: list[tuple[Any, Tensor]]
+    each: Each = field(default_factory=Each)
+    worst: list[tuple[Any, Tensor]] = field(default_factory=list)
 
 
 def _over_processes(values: dict[str, float]) -> dict[str, float]:

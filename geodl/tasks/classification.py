@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +19,7 @@ from geodl.augment import axis_rotation
 from geodl.data.own import OwnShape
 from geodl.errors import UserError
 from geodl.shape import ShapeBatch
-from geodl.tasks.base import Measure, Prediction, Setup, Task
+from geodl.tasks.base import Evaluation, Measure, Prediction, Scene, Setup, Task
 
 
 class Classification(Task):
@@ -103,8 +104,23 @@ class Classification(Task):
             "class_acc": mean_recall(meters["confusion"].compute()),
         }
 
+    def each(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        return {"acc": prediction.output.argmax(1) == batch.category}
+
     def details(self, meters: Any) -> dict[str, Any]:
         return confusion_details(meters["confusion"].compute(), self.spec.classes)
+
+    def scenes(self, evaluation: Evaluation) -> list[Scene]:
+        from geodl import viz
+
+        found: list[Scene] = []
+        for shape, logits in evaluation.kept:
+            guess, true = int(logits.argmax()), int(shape.category)
+            wrong = "" if guess == true else f", truly {self.spec.classes[true]}"
+            pos, face = shape.pos.numpy(), shape.face.numpy()
+            layers = {"shape": (pos, face, np.tile(viz.PLAIN, (len(pos), 1)))}
+            found.append((f"{shape.name}: {self.spec.classes[guess]}{wrong}", layers))
+        return found
 
     def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
         from geodl import viz

@@ -146,6 +146,7 @@ class Deformation(Task):
         super().__init__(setup)
         self.learns = self.encoder.learns
         self.reads = condition == "target"
+        self.transfers = self.learns and self.reads
         # What ``tell`` sets: a code for all meshes, a mask, how much of the code.
         self.given: Tensor | None = None
         self.mask_file: Path | None = None
@@ -274,12 +275,14 @@ class Deformation(Task):
     # ---- prediction ----
 
     def truth(self, batch: GroupBatch) -> Tensor:
-        """Where the source's vertices (n 3) belong."""
+        """Where the source's vertices (n 3) belong: like the target, or as the data say that
+        somebody else's change looks on it."""
         source, known = batch.source, batch.target.cache
         if "truth" not in known:
             found: list[Tensor] = []
             own = source.pos.split(source.sizes)
-            ends = zip(source.rows("target"), batch.target.rows("target"), strict=True)
+            goal = "carried" if "carried" in batch.target.ops else "target"
+            ends = zip(source.rows("target"), batch.target.rows(goal), strict=True)
             for pos, (start, end) in zip(own, ends, strict=True):
                 moved = end - start
                 if pos.shape != start.shape or not torch.equal(pos, start):  # another mesh
@@ -399,14 +402,18 @@ class Deformation(Task):
         weight = torch.linalg.solve(a @ a.T + noise * torch.eye(len(a)), a @ gap)
         return mean + torch.tensordot(weight.to(basis), basis, 1)
 
+    def _asked(self, batch: GroupBatch) -> Tensor:
+        """The codes (b d) of a batch: of targets, seen from the same person at rest."""
+        return self.code(batch.members.get("rest", batch.source), batch.target, batch)
+
     def predict(self, batch: GroupBatch) -> Deformed:
-        code = self.code(batch.source, batch.target, batch)
+        code = self._asked(batch)
         output, gradient = self.moved(batch.source, code)
         return Deformed(output, gradient=gradient)
 
     def predict_eval(self, batch: GroupBatch) -> Deformed:
         source = batch.source
-        code = self.code(source, batch.target, batch)
+        code = self._asked(batch)
         output, gradient = self.moved(source, code)
         prediction = Deformed(output, gradient=gradient)
         if not self.learns or self.decoder is not None:
@@ -479,6 +486,11 @@ class Deformation(Task):
             moved, left = (float(meters[name].compute()) for name in ("moved", "left"))
             scores["locality"] = left / max(moved, 1e-12)
         return scores
+
+    def each(self, meters: Any, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:
+        source = batch.source
+        off = (source.pos + prediction.output - self.truth(batch)).norm(dim=1)
+        return {"error": self.spec.unit * source.mean(off[:, None])[:, 0]}
 
     def split(self, output: Tensor, batch: GroupBatch) -> list[Tensor]:
         return list(output.split(batch.source.sizes))
@@ -561,7 +573,7 @@ class Deformation(Task):
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
         from geodl import viz
 
-        kept = evaluation.kept[:6]
+        kept = [((group[0], group[-1]), y) for group, y in evaluation.kept[:6]]
         rows = [[s.pos.numpy(), (s.pos + y).numpy(), t.pos.numpy()] for (s, t), y in kept]
         faces = [[s.face.numpy()] * 2 + [t.face.numpy()] for (s, t), _ in kept]
         colors: list[Any] = []
@@ -586,7 +598,7 @@ class Deformation(Task):
         from geodl import viz
 
         found: list[Scene] = []
-        for (source, target), y in evaluation.kept[:6]:
+        for (source, *_, target), y in evaluation.kept[:6]:
             pos, face = (source.pos + y).numpy(), source.face.numpy()
             plain = np.tile(viz.PLAIN, (len(pos), 1))
             other = np.tile(viz.PLAIN, (len(target.pos), 1))

@@ -323,6 +323,10 @@ class Implicit(Task):
             return {}
         return {k: float(v) for k, v in meters["field"].compute().items()}
 
+    def each(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        known = meters["field"].iou
+        return {"iou": torch.cat(known[-len(batch) :])} if known else {}
+
     def split(self, output: Tensor, batch: ShapeBatch) -> list[Tensor]:
         return list(output)
 

@@ -361,6 +361,9 @@ class Matching(Task):
             return {}
         return {k: float(v) for k, v in meters["map"].compute().items() if v.dim() == 0}
 
+    def each(self, meters: Any, prediction: Prediction, batch: GroupBatch) -> dict[str, Tensor]:
+        return {"geodesic": 100 * torch.cat(meters["map"].pairs[-len(batch) :])}
+
     def details(self, meters: Any) -> dict[str, Any]:
         found = meters["map"].compute()
         table = [

@@ -109,6 +109,10 @@ class Probe(Classification):
         for name in ("acc", "confusion"):
             meters[name].update(prediction.output, batch.category)
 
+    def each(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        """Nothing where several probes answer."""
+        return super().each(meters, prediction, batch) if self.draws == 1 else {}
+
     def scores(self, meters: Any) -> dict[str, float]:
         scores = super().scores(meters)
         if self.shots is None:

@@ -226,6 +226,9 @@ class Reconstruction(Task):
             scores |= {k: float(v) for k, v in meters["surface"].compute().items()}
         return scores
 
+    def each(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        return {"error": meters["vertex"].rows[-1].mean(1)}
+
     def details(self, meters: Any) -> dict[str, Any]:
         vertex = meters["vertex"].compute()
         return {k: [round(float(e), 4) for e in vertex[k]] for k in ("quantiles", "per_vertex")}

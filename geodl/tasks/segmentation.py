@@ -101,12 +101,21 @@ class Segmentation(Task):
         meters["pointing"] = Pointing()
         return meters | ({"body": BodyAccuracy()} if self.out in ("face", "edge") else {})
 
+    @staticmethod
+    def _found(meters: Any, prediction: Prediction, batch: ShapeBatch) -> Tensor:
+        """Predicted parts (m), where shapes have classes among those of the class."""
+        logits = prediction.output
+        if "parts" not in meters:
+            return logits.argmax(1)
+        assert batch.category is not None
+        pairs = zip(logits.split(batch.counts["label"]), batch.category.tolist(), strict=True)
+        return torch.cat([meters["parts"].restrict(part, category) for part, category in pairs])
+
     def measure(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> None:
         assert batch.label is not None
-        logits = prediction.output
+        logits, predicted = prediction.output, self._found(meters, prediction, batch)
         if "parts" in meters:
             assert batch.category is not None
-            restricted = []
             for part, label, category in zip(
                 logits.split(batch.counts["label"]),
                 batch.label.split(batch.counts["label"]),
@@ -114,10 +123,6 @@ class Segmentation(Task):
                 strict=True,
             ):
                 meters["parts"].update(part, label, category)
-                restricted.append(meters["parts"].restrict(part, category))
-            predicted = torch.cat(restricted)
-        else:
-            predicted = logits.argmax(1)
         meters["acc"].update(predicted, batch.label)
         meters["confusion"].update(predicted, batch.label)
         if not (self.training or self.brief):
@@ -151,6 +156,11 @@ class Segmentation(Task):
             if name in meters and meters[name].update_called:
                 scores |= {k: float(v) for k, v in meters[name].compute().items()}
         return scores
+
+    def each(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        assert batch.label is not None
+        hit = (self._found(meters, prediction, batch) == batch.label).float()
+        return {"acc": torch.stack([x.mean() for x in hit.split(batch.counts["label"])])}
 
     def details(self, meters: Any) -> dict[str, Any]:
         return confusion_details(meters["confusion"].compute(), self.spec.parts)

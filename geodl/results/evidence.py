@@ -1,0 +1,136 @@
+"""What numbers say: which rows of a table are told apart, and whether a published one came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LEVEL = 0.05  # of both tests
+RESAMPLES = 9999
+BEST, EVEN = "●", "○"
+
+
+def ranked(rows: Sequence[Mapping[str, Any]], better: Mapping[str, str]) -> None:
+    """Add ``mark`` to the cells of rows that have sisters in their section: the best mean, those
+    that are not told apart from it. ``better``: "more" or "less" by column. Takes ``each`` (a value
+    per shape) out of the cells."""
+    for column, direction in better.items():
+        sections: dict[Any, list[dict[str, Any]]] = {}
+        for row in rows:
+            if (cell := row["cells"].get(column, {})).get("n"):
+                sections.setdefault((row.get("section"), cell["unit"]), []).append(cell)
+        sign = 1 if direction == "more" else -1
+        for cells in sections.values():
+            best = max(cells, key=lambda cell: sign * cell["mean"])
+            for cell in cells if len(cells) > 1 else ():
+                if cell is best:
+                    cell["mark"] = BEST
+                elif told_apart(best, cell) is False:
+                    cell["mark"] = EVEN
+            for cell in cells:
+                cell.pop("each", None)
+
+
+def told_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool | None:
+    """Whether two cells differ by more than chance: over seeds by Welch's test (one that has a
+    single seed is taken to spread like the other); with one seed each, by a paired test over the
+    shapes (random signs of differences; McNemar's test, where a shape is right or wrong). None
+    where there is neither."""
+    from scipy import stats
+
+    if a["mean"] == b["mean"]:
+        return False
+    if a["n"] > 1 or b["n"] > 1:
+        if not (a["std"] or b["std"]):
+            return True
+        alike = a["n"] == 1 or b["n"] == 1  # then the one spread is known alone
+        found: Any = stats.ttest_ind_from_stats(
+            *(a["mean"], a["std"] or 0.0, a["n"], b["mean"], b["std"] or 0.0, b["n"]),
+            equal_var=alike,
+        )
+        return bool(found.pvalue < LEVEL)
+    ours, theirs = (x.get("each") for x in (a, b))
+    if ours is None or theirs is None or len(ours) != len(theirs):
+        return None
+    gap = np.array(ours) - np.array(theirs)
+    if len(np.unique(np.abs(gap[gap != 0]))) == 1:
+        wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
+        return bool(stats.binomtest(wins, wins + losses).pvalue < LEVEL)
+    test = stats.permutation_test(
+        (gap,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, rng=0, vectorized=True
+    )
+    return bool(test.pvalue < LEVEL)
+
+
+def verdicts(tables: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Every published number beside which this project has one, or could have: table, row, column,
+    ``published``, ``ours`` (a cell), ``verdict`` in words, ``hours`` of one thread that the paper's
+    own epochs would take, where fewer were run."""
+    for table in tables:
+        for row in table["rows"]:
+            for column, cell in row["cells"].items():
+                if "published" not in cell or not (row.get("experiment") or cell.get("n")):
+                    continue
+                ran, whole = row.get("epochs"), row.get("epochs_published")
+                hours = None
+                if whole and isinstance(ran, int) and 0 < ran < whole:
+                    hours = whole * row["seconds_per_epoch"] / 3600
+                yield {
+                    "table": table,
+                    "row": row,
+                    "column": column,
+                    "published": cell["published"],
+                    "ours": cell,
+                    "verdict": _verdict(cell, ran, whole),
+                    "hours": hours,
+                }
+
+
+def _verdict(cell: Mapping[str, Any], ran: Any, whole: Any) -> str:
+    if not cell.get("n"):
+        return "not run"
+    if "elsewhere" in cell:
+        return f"not comparable: published for {cell['elsewhere']}"
+    if not cell["verified"]:
+        return "not compared: the published number was not read in the paper itself"
+    gap = cell["mean"] - cell["published"]
+    digits = max(0, -_exponent(cell["published"]))
+    spread = (cell["std"] or 0.0) + 0.5 * 10.0**-digits  # published numbers are rounded
+    where = "within the spread" if abs(gap) <= spread else "above" if gap > 0 else "below"
+    words = where if where == "within the spread" else f"{where} by {abs(gap):.2f}"
+    words += "" if cell["n"] > 1 else ", one seed"
+    if whole and isinstance(ran, int) and 0 < ran < whole:
+        words += f", after {ran} of {whole} epochs"
+    return words
+
+
+def _exponent(value: float) -> int:
+    """Of the last digit that a number is written with: -1 of 2.7."""
+    text = f"{value:g}"
+    return -len(text.split(".")[1]) if "." in text else 0
+
+
+def at_paper_budget(row: Mapping[str, Any]) -> bool:
+    """Whether a row ran for as many epochs as its paper says."""
+    ran, whole = row.get("epochs"), row.get("epochs_published")
+    return bool(whole) and isinstance(ran, int) and ran >= whole
+
+
+def seeds(row: Mapping[str, Any]) -> int:
+    """How many seeds stand behind a row; 0 for a row that was not run."""
+    return max((cell.get("n", 0) for cell in row["cells"].values()), default=0)
+
+
+def coverage(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the rows that train something have three seeds, and ran for the paper's epochs,
+    in words; nothing where none trains."""
+    trained = [row for row in rows if seeds(row) and row.get("epochs") != 0]
+    if not trained:
+        return ""
+    three = sum(seeds(row) >= 3 for row in trained)
+    known = [row for row in trained if row.get("epochs_published")]
+    paper = sum(map(at_paper_budget, known))
+    words = f"{three} of {len(trained)} trained rows have three seeds or more"
+    return f"{words}; {paper} of {len(known)} ran for the paper's epochs" if known else words
