@@ -451,9 +451,8 @@ class FieldError(Metric):
             state.lost += 1
             state.chamfer += 1.0
             return
-        forth, there = KDTree(true).query(found)
-        back, here = KDTree(found).query(true)
-        state.chamfer += float(np.mean(forth) + np.mean(back)) / 2
+        gap, there, here = _across(found, true)
+        state.chamfer += gap
         if normals is not None:
             ours, theirs = normals
             cosines = (ours * theirs[there]).sum(1), (theirs * ours[here]).sum(1)
@@ -465,6 +464,13 @@ class FieldError(Metric):
         if state.surfaces:
             scores |= {"normals": state.normals / state.surfaces, "lost": state.lost}
         return ({"iou": dim_zero_cat(self.iou).mean()} if len(self.iou) else {}) | scores
+
+
+def _across(found: NDArray[Any], true: NDArray[Any]) -> tuple[float, NDArray[Any], NDArray[Any]]:
+    """Mean distance to the nearest point, over both directions, and which it is of every point of
+    the first set and of the second."""
+    (forth, there), (back, here) = KDTree(true).query(found), KDTree(found).query(true)
+    return float(np.mean(forth) + np.mean(back)) / 2, np.asarray(there), np.asarray(here)
 
 
 class Pointing(Metric):
@@ -530,8 +536,7 @@ class LooksError(Metric):
         mesh that was found."""
         state: Any = self
         state.iou += overlap(ours, theirs)
-        gaps = KDTree(true).query(found)[0], KDTree(found).query(true)[0]
-        state.chamfer += float(np.mean(gaps[0]) + np.mean(gaps[1])) / 2
+        state.chamfer += _across(found, true)[0]
         length = _lengths(pos, face).flatten()
         state.edges += float(length.max() / length.median().clamp(min=1e-12))
         state.shapes += 1

@@ -455,5 +455,12 @@ def _some(words: str, keys: list[str]) -> str:
 
 
 def headline(metrics: Mapping[str, Measure], scores: Mapping[str, float]) -> str:
-    """The metric that a result is named by."""
-    return next(n for n, m in metrics.items() if m.headline and n in scores)
+    """The metric that a result is named by.
+
+    Raises:
+        KeyError: none was measured; not StopIteration, which ends Lightning's training silently.
+    """
+    found = [n for n, m in metrics.items() if m.headline and n in scores]
+    if not found:
+        raise KeyError(f"of {', '.join(metrics)}, none that names a result was measured")
+    return found[0]
