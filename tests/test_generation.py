@@ -193,6 +193,11 @@ def test_generation_is_trained_measured_and_sampled(tmp_path):
     assert "this model knows" in said.stderr
     again = geodl(*ask[:2], "output=o2", "count=3", "seed=1", cwd=tmp_path)
     assert "3 shapes" in again.stdout
+    scenes = np.load(folder / "eval" / "clean-shapes.npz").files
+    assert not any("worst" in name for name in scenes)
+    plain = geodl(*own, "task.draw=gaussian", "epochs=0", start, cwd=tmp_path).stdout
+    said = geodl("mode=sample", f"ckpt={plain.splitlines()[-1]}/last.ckpt", cwd=tmp_path, code=2)
+    assert "task.draw=gaussian" in said.stderr
     said = geodl("mode=predict", ask[1], "input=o/000.ply", cwd=tmp_path, code=2)
     assert "mode=sample" in said.stderr
 

@@ -260,6 +260,12 @@ def test_stored_codes_come_back_whatever_their_number(shapes):
     lightning = implicit("encoder=identity", "task.latent=4")
     lightning.load_state_dict(model.state_dict())
     assert torch.equal(lightning.codes.keys, model.codes.keys)
+    again.fit([batch])  # a training that begins with given weights keeps their codes
+    assert torch.equal(again.codes.table, model.codes.table)
+    again.fit([ShapeBatch.pack([with_samples(s) for s in shapes[:2]])])
+    assert torch.equal(again.codes.table, model.codes.table), "and of the others too"
+    again.fit([ShapeBatch.pack([with_samples(s) for s in shapes[:5]])])
+    assert len(again.codes.table) == 5
 
 
 def test_half_of_the_points_in_the_cube_are_for_measuring_alone(shapes):

@@ -78,6 +78,18 @@ def test_what_is_in_front_hides_what_is_behind():
     assert torch.allclose(normal[0, 18, 16], torch.tensor([0.0, 0, 1]).double(), atol=1e-3)
 
 
+def test_what_is_nearer_but_beside_a_pixel_hides_nothing():
+    square = torch.tensor(
+        [[-0.8, -0.8, -0.5], [0.8, -0.8, -0.5], [0.8, 0.8, -0.5], [-0.8, 0.8, -0.5]]
+    )
+    near = torch.tensor([[-0.8, -0.8, 0.5], [0.8, -0.8, 0.5], [-0.8, 0.8, 0.5]])
+    pos = torch.cat([square, near]).double()
+    face = torch.tensor([[0, 1, 2], [0, 2, 3], [4, 5, 6]])
+    _, normal = rendered(pos, face, torch.eye(3)[None].double(), 32, 1e-5, True)
+    # Right of the diagonal the square is seen, in the box of the nearer triangle.
+    assert torch.allclose(normal[0, 6, 26], torch.tensor([0.0, 0, 1]).double(), atol=1e-3)
+
+
 def test_large_steps_come_back_to_the_vertices():
     pos, face = ball()
     large = LargeSteps(face.numpy(), len(pos), 19.0)
@@ -155,6 +167,19 @@ def test_a_mesh_and_the_pictures_of_it_are_fitted(tmp_path, shapes):
     again = trimesh.load(tmp_path / "o2" / "mesh.ply", process=False)
     back = (mesh.vertices - mesh.vertices.mean(0)) / (again.vertices - again.vertices.mean(0))
     assert np.allclose(np.median(back), back.mean(), rtol=0.2)  # the same, in another size
+    said = geodl(
+        "mode=fit", "input=o/views", "task=rendering", "task.shading=1", cwd=tmp_path, code=2
+    )
+    assert "silhouettes alone" in said.stderr
+    cameras = json.loads((views / "cameras.json").read_text())
+    mirrored = cameras | {"001.png": [[-x for x in r] for r in cameras["001.png"]]}
+    (views / "cameras.json").write_text(json.dumps(mirrored))
+    said = geodl("mode=fit", "input=o/views", "output=o3", *few, cwd=tmp_path, code=2)
+    assert "001.png must have three orthogonal rows" in said.stderr
+    (views / "cameras.json").write_text(json.dumps(cameras))
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(views / "003.png")
+    said = geodl("mode=fit", "input=o/views", "output=o3", *few, cwd=tmp_path, code=2)
+    assert "30 x 20 pixels" in said.stderr
     (views / "003.png").write_text("no picture")
     said = geodl("mode=fit", "input=o/views", "output=o3", *few, cwd=tmp_path, code=2)
     assert "003.png" in said.stderr and not (tmp_path / "o3").exists()

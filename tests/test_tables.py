@@ -141,6 +141,7 @@ def test_means_spreads_and_differences(tmp_path, monkeypatch):
     cell = a["cells"]["clean"]
     assert cell == {
         "unit": "%",
+        "better": "more",
         "mean": pytest.approx(55.0),
         "std": pytest.approx(7.0711, abs=1e-4),
         "n": 2,
@@ -161,7 +162,7 @@ def test_means_spreads_and_differences(tmp_path, monkeypatch):
 
 def test_rows_are_told_apart_by_seeds_or_by_shapes():
     def cell(mean, std=None, n=1, each=None):
-        return {"mean": mean, "std": std, "n": n, "each": each, "unit": "%"}
+        return {"mean": mean, "std": std, "n": n, "each": each and {"the same": each}, "unit": "%"}
 
     apart = evidence.told_apart
     assert apart(cell(90, 1, 3), cell(80, 1, 3)) and apart(cell(90, 1, 3), cell(89, 1, 3)) is False
@@ -178,7 +179,7 @@ def test_rows_are_told_apart_by_seeds_or_by_shapes():
     six, five = ([0.0] * k + [1.0] * (20 - k) for k in (6, 5))
     assert apart(cell(100, each=right), cell(70, each=six))
     assert apart(cell(100, each=right), cell(75, each=five)) is False
-    assert apart(cell(100, each=right), cell(75, each=five[:-1])) is None
+    assert apart(cell(100, each=right), cell(0) | {"each": {"others": six}}) is None
     noise = [0.1 * (-1) ** i * (i % 7) for i in range(40)]
     assert apart(cell(1, each=[1 + x for x in noise]), cell(0, each=noise[::-1]))
     assert apart(cell(1, each=noise), cell(0, each=noise[::-1])) is False
@@ -195,10 +196,50 @@ def test_the_best_of_a_section_and_its_equals_are_marked(tmp_path, monkeypatch):
     text = render.markdown(data)
     assert "55.00 ± 7.07 (2) ○" in text and "56.00 ± 7.07 (2) ●" in text
     assert "0 of 2 trained rows have three seeds or more; 0 of 1 ran for the paper" in text
-    for file in RUNS.iterdir():  # less is better
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"metrics": MM}))
-    data = tables.collect("small", PLAIN, "short", work, RUNS.parent)
-    assert [r["cells"]["clean"].get("mark") for r in data["rows"][:2]] == ["●", "○"]
+
+    def again(change, plain=PLAIN):
+        for file in RUNS.iterdir():
+            file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        data = tables.collect("small", plain, "short", work, RUNS.parent)
+        return [r["cells"]["clean"].get("mark") for r in data["rows"][:2]]
+
+    assert again({"metrics": MM}) == ["●", "○"]  # less is better
+    # In each section, what its metric says, whatever the last row's says.
+    rows = [row | {"section": row["name"]} for row in PLAIN["rows"]]
+    assert again({}, PLAIN | {"rows": rows}) == [None, None]
+    hash_ = record.run_hash(work[0].cfg)
+    for file in RUNS.glob(f"{hash_}-*"):  # of other data
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"protocol": "q"}))
+    assert again({}) == [None, None]
+
+
+def test_rows_of_one_seed_are_told_apart_over_the_same_shapes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = PLAIN | {"seeds": [0]}
+    work = tables.jobs(plain, "short")
+    each = {0: "1 " * 20, 1: "0 0 0 0 0 0 " + "1 " * 14}
+
+    def marks(shapes=("a", "a")):
+        for row, value in ((0, 1.0), (1, 0.7)):
+            jobs = [j for j in work if j.row == row]
+            fill(RUNS.parent, jobs, value=value)
+            for job in jobs:
+                file = RUNS / f"{record.run_hash(job.cfg)}-s0.json"
+                entry = json.loads(file.read_text())
+                entry["eval"]["clean"]["each"] = {
+                    "metric": "acc",
+                    "values": each[row].strip(),
+                    "shapes": shapes[row],
+                }
+                file.write_text(json.dumps(entry))
+        data = tables.collect("small", plain, "short", work, RUNS.parent)
+        assert all("each" not in c for r in data["rows"] for c in r["cells"].values())
+        return [r["cells"]["clean"].get("mark") for r in data["rows"][:2]]
+
+    assert marks() == ["●", None]
+    each[1] = "0 0 0 0 0 " + "1 " * 15  # one fewer: p = .063
+    assert marks() == ["●", "○"]
+    assert marks(("a", "b")) == ["●", None]  # other shapes
 
 
 def test_what_became_of_published_numbers(tmp_path, monkeypatch):
@@ -218,6 +259,9 @@ def test_what_became_of_published_numbers(tmp_path, monkeypatch):
     assert found["hours"] == pytest.approx(2.0)
     assert found["verdict"] == "within the spread, one seed, after 2 of 200 epochs"
     assert verdict(mean=2.56).startswith("above by 0.06")
+    other = row | {"cells": {"y": cell | {"published": 91.0, "mean": 91.4}}}
+    _, found = evidence.verdicts([{"rows": [row | {"cells": {"y": cell}}, other]}])
+    assert found["verdict"].startswith("above by 0.40"), "rounded as the finest of its column"
     assert verdict(mean=2.56, std=0.02, n=3).startswith("within the spread, after")
     assert verdict(elsewhere="the moon") == "not comparable: published for the moon"
     assert verdict(verified=False).startswith("not compared")

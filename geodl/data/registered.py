@@ -94,10 +94,6 @@ class RegisteredData(Source):
 
     # ---- shapes that deform ----
 
-    def person(self, item: Item) -> str | None:
-        """Whose shape it is, in data sets where everybody has several; the first one is at rest."""
-        return None
-
     def between(self, first: Item, second: Item, share: float) -> NDArray[np.float64] | None:
         """The true vertices (v 3) a share of the way between two shapes of a person, where they
         are known."""

@@ -74,6 +74,10 @@ class Source:
             )
         return splits[split]
 
+    def person(self, item: Item) -> str | None:
+        """Whose shape it is, in data sets where everybody has several; the first one is at rest."""
+        return None
+
     def pairs(self, items: Sequence[Item], split: str) -> list[tuple[Item, Item]]:
         """Source and target of every matching problem among the items of a split.
 

@@ -66,9 +66,10 @@ def rendered(
         return silhouette, None
     a, b, c = corner.unbind(1)
     normal = torch.nn.functional.normalize(torch.linalg.cross(b - a, c - a), dim=1)
-    near = corner[..., 2].mean(1)[owner] / DEPTH
-    front = torch.full_like(clear, -1e4).scatter_reduce(0, pixel, near.detach(), "amax")
-    weight = x.sigmoid() * (near - front[pixel]).clamp(min=-40).exp()
+    seen_by = torch.nn.functional.logsigmoid(x) + corner[..., 2].mean(1)[owner] / DEPTH
+    front = torch.full_like(clear, -torch.inf)
+    front = front.scatter_reduce(0, pixel, seen_by.detach(), "amax")
+    weight = (seen_by - front[pixel]).exp()
     total_weight = clear.new_zeros(clear.shape).index_add(0, pixel, weight)
     shown = clear.new_zeros(len(clear), 3).index_add(0, pixel, weight[:, None] * normal[owner])
     shown = shown / total_weight.clamp(min=1e-12)[:, None]

@@ -12,32 +12,33 @@ RESAMPLES = 9999
 BEST, EVEN = "●", "○"
 
 
-def ranked(rows: Sequence[Mapping[str, Any]], better: Mapping[str, str]) -> None:
-    """Add ``mark`` to the cells of rows that have sisters in their section: the best mean, those
-    that are not told apart from it. ``better``: "more" or "less" by column. Takes ``each`` (a value
-    per shape) out of the cells."""
-    for column, direction in better.items():
-        sections: dict[Any, list[dict[str, Any]]] = {}
-        for row in rows:
-            if (cell := row["cells"].get(column, {})).get("n"):
-                sections.setdefault((row.get("section"), cell["unit"]), []).append(cell)
-        sign = 1 if direction == "more" else -1
-        for cells in sections.values():
-            best = max(cells, key=lambda cell: sign * cell["mean"])
-            for cell in cells if len(cells) > 1 else ():
-                if cell is best:
-                    cell["mark"] = BEST
-                elif told_apart(best, cell) is False:
-                    cell["mark"] = EVEN
-            for cell in cells:
-                cell.pop("each", None)
+def ranked(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add ``mark`` to the cells of rows that have sisters (of the same section, data and unit): the
+    best mean, and those that are not told apart from it. Takes ``each`` (numbers of the shapes, by
+    what they are the numbers of) out of the cells."""
+    sisters: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        for column, cell in row["cells"].items():
+            if cell.get("n"):
+                key = column, row.get("section"), str(row.get("protocol")), cell["unit"]
+                sisters.setdefault(key, []).append(cell)
+    for cells in sisters.values():
+        sign = 1 if cells[0]["better"] == "more" else -1
+        best = max(cells, key=lambda cell: sign * cell["mean"])
+        for cell in cells if len(cells) > 1 else ():
+            if cell is best:
+                cell["mark"] = BEST
+            elif told_apart(best, cell) is False:
+                cell["mark"] = EVEN
+        for cell in cells:
+            cell.pop("each", None)
 
 
 def told_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool | None:
-    """Whether two cells differ by more than chance: over seeds by Welch's test (one that has a
-    single seed is taken to spread like the other); with one seed each, by a paired test over the
-    shapes (random signs of differences; McNemar's test, where a shape is right or wrong). None
-    where there is neither."""
+    """Whether two cells differ by more than chance: over seeds by Welch's t-test (Student's where
+    one has a single seed, which is taken to spread like the other); with one seed each, by a paired
+    test over the same shapes (random signs of differences; McNemar's test, where a shape is right
+    or wrong). None where there is neither."""
     from scipy import stats
 
     if a["mean"] == b["mean"]:
@@ -51,10 +52,11 @@ def told_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool | None:
             equal_var=alike,
         )
         return bool(found.pvalue < LEVEL)
-    ours, theirs = (x.get("each") for x in (a, b))
-    if ours is None or theirs is None or len(ours) != len(theirs):
+    ours, theirs = (x.get("each") or {} for x in (a, b))
+    if not ours or ours.keys() != theirs.keys():
         return None
-    gap = np.array(ours) - np.array(theirs)
+    ((_, first),), ((_, second),) = ours.items(), theirs.items()
+    gap = np.array(first) - np.array(second)
     if len(np.unique(np.abs(gap[gap != 0]))) == 1:
         wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
         return bool(stats.binomtest(wins, wins + losses).pvalue < LEVEL)
@@ -69,11 +71,13 @@ def verdicts(tables: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     ``published``, ``ours`` (a cell), ``verdict`` in words, ``hours`` of one thread that the paper's
     own epochs would take, where fewer were run."""
     for table in tables:
+        given = [(c, n) for r in table["rows"] for c, n in r["cells"].items() if "published" in n]
         for row in table["rows"]:
             for column, cell in row["cells"].items():
                 if "published" not in cell or not (row.get("experiment") or cell.get("n")):
                     continue
                 ran, whole = row.get("epochs"), row.get("epochs_published")
+                digits = max(_decimals(n["published"]) for c, n in given if c == column)
                 hours = None
                 if whole and isinstance(ran, int) and 0 < ran < whole:
                     hours = whole * row["seconds_per_epoch"] / 3600
@@ -83,12 +87,12 @@ def verdicts(tables: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
                     "column": column,
                     "published": cell["published"],
                     "ours": cell,
-                    "verdict": _verdict(cell, ran, whole),
+                    "verdict": _verdict(cell, digits, ran, whole),
                     "hours": hours,
                 }
 
 
-def _verdict(cell: Mapping[str, Any], ran: Any, whole: Any) -> str:
+def _verdict(cell: Mapping[str, Any], digits: int, ran: Any, whole: Any) -> str:
     if not cell.get("n"):
         return "not run"
     if "elsewhere" in cell:
@@ -96,7 +100,6 @@ def _verdict(cell: Mapping[str, Any], ran: Any, whole: Any) -> str:
     if not cell["verified"]:
         return "not compared: the published number was not read in the paper itself"
     gap = cell["mean"] - cell["published"]
-    digits = max(0, -_exponent(cell["published"]))
     spread = (cell["std"] or 0.0) + 0.5 * 10.0**-digits  # published numbers are rounded
     where = "within the spread" if abs(gap) <= spread else "above" if gap > 0 else "below"
     words = where if where == "within the spread" else f"{where} by {abs(gap):.2f}"
@@ -106,10 +109,10 @@ def _verdict(cell: Mapping[str, Any], ran: Any, whole: Any) -> str:
     return words
 
 
-def _exponent(value: float) -> int:
-    """Of the last digit that a number is written with: -1 of 2.7."""
+def _decimals(value: float) -> int:
+    """That a number is written with: one of 2.7."""
     text = f"{value:g}"
-    return -len(text.split(".")[1]) if "." in text else 0
+    return len(text.split(".")[1]) if "." in text else 0
 
 
 def at_paper_budget(row: Mapping[str, Any]) -> bool:

@@ -118,8 +118,8 @@ def notes(data: Mapping[str, Any]) -> list[str]:
     if BEST in marks:
         even = f"; {EVEN} not told apart from it (p > {LEVEL})" if EVEN in marks else ""
         lines.append(
-            f"{BEST} the best of its section{even}: by Welch's test over seeds, with one seed by a "
-            "paired test over shapes, where they are stored; else a row of one seed has no mark."
+            f"{BEST} the best mean of its section and data{even}: by a t-test over seeds; rows of "
+            "one seed each by a paired test over shapes where those are stored, else not at all."
         )
     if counted := coverage(data["rows"]):
         lines.append(f"{counted}.")

@@ -248,22 +248,19 @@ def collect(
         results = [(json.loads(f.read_text()), cfg) for f, cfg in theirs if f.is_file()]
         ours = [(r, job.cfg) for job in mine if (r := own(job.cfg)) is not None]
         found.append((results, ours))
-    units: dict[str, str] = {}
-    better: dict[str, str] = {}
+    meant: dict[str, Mapping[str, Any]] = {}
     for result, _ in (r for pair in found for results in pair for r in results):
-        units |= {n: m["unit"] for n, m in result["metrics"].items()}
-        better |= {n: m.get("better", "more") for n, m in result["metrics"].items()}
+        meant |= result["metrics"]
     rows: list[dict[str, Any]] = []
     for i, (row, results) in enumerate(zip(plain["rows"], found, strict=True)):
-        rows.append(_row(plain, row, units, *results))
+        rows.append(_row(plain, row, meant, *results))
         if budget in (row.get("budgets") or {}):
             rows[-1]["budget"] = row["budgets"][budget] or []
         if mine := [job for job in work if job.row == i]:
             words = [w for w in mine[0].words if not w.startswith(("seed=", "paths."))]
             seeds = ",".join(str(job.seed) for job in mine)
             rows[-1]["command"] = " ".join([*words, f"seed={seeds}"])
-    of = {str(c["name"]): c["metric"] for row in plain["rows"] for c in columns(plain, row)}
-    ranked(rows, {name: better[metric] for name, metric in of.items() if metric in better})
+    ranked(rows)
     short = budget == "short"
     claims = [_claim(name, str(c), rows) for c in plain.get("claims", ())] if short else []
     kept = ("about", "source", "evidence", "picture")
@@ -304,7 +301,7 @@ Found = Sequence[tuple[Mapping[str, Any], DictConfig | None]]
 def _row(
     plain: Mapping[str, Any],
     row: Mapping[str, Any],
-    units: Mapping[str, str],
+    meant: Mapping[str, Mapping[str, Any]],
     theirs: Found,
     ours: Found,
 ) -> dict[str, Any]:
@@ -317,8 +314,9 @@ def _row(
     commits: set[str] = set()
     for column in columns(plain, row):
         test, title, metric = column["test"], str(column["name"]), column["metric"]
-        unit = units.get(metric)
-        cell: dict[str, Any] = {"unit": unit}
+        means = meant.get(metric, {})
+        unit = means.get("unit")
+        cell: dict[str, Any] = {"unit": unit, "better": means.get("better", "more")}
         cell |= _statistics(str(row["name"]), theirs, test, metric, unit)
         if each := _each(theirs, test, metric):
             cell["each"] = each
@@ -330,7 +328,7 @@ def _row(
                 cell["elsewhere"] = elsewhere
             elif verified and "mean" in cell:
                 cell["difference"] = cell["mean"] - cell["published"]
-        if len(cell) > 1:
+        if len(cell) > 2:
             cells[title] = cell
         commits |= {commit_of(r, e) for r, e in _evaluations(theirs, test)}
     if plain.get("picture") == "heatmap":
@@ -379,11 +377,13 @@ def _statistics(
     return over_seeds([factor(unit or "") * float(s[metric]) for s in scores])
 
 
-def _each(results: Found, test: str, metric: str) -> list[float]:
-    """A metric of every shape, means over the seeds that have it."""
+def _each(results: Found, test: str, metric: str) -> dict[str, list[float]]:
+    """A metric of every shape, by the shapes it is of; nothing where shapes are not independent, or
+    there are several seeds."""
     known = [e.get("each", {}) for _, e in _evaluations(results, test)]
-    rows = [e["values"].split() for e in known if e.get("metric") == metric]
-    return [statistics.fmean(map(float, values)) for values in zip(*rows, strict=True)]
+    if len(known) != 1 or known[0].get("metric") != metric or not known[0].get("shapes"):
+        return {}
+    return {known[0]["shapes"]: [float(value) for value in known[0]["values"].split()]}
 
 
 def _compare(cells: dict[str, Any], standard: str) -> None:

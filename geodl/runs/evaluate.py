@@ -17,6 +17,7 @@ from geodl.atomic import atomic, write_csv
 from geodl.data.preprocess import Preprocess
 from geodl.data.source import Source
 from geodl.errors import UserError
+from geodl.ops.cache import digest
 from geodl.runs import record
 from geodl.runs.build import (
     Parts,
@@ -154,6 +155,10 @@ def _evaluate(
             # one line of a file: a test set may have thousands
             words = " ".join(f"{value:.4g}" for value in each.values)
             entries[name]["each"] = {"metric": each.metric, "values": words}
+            items = loaders.items(str(options.split))
+            if len(task.inputs) == 1 and all(parts.data.person(i) is None for i in items):
+                # What a paired test may pair: the same shapes, and no two of one person.
+                entries[name]["each"]["shapes"] = digest(*each.names)[:16]
             rows = [
                 {"shape": shape, each.metric: round(value, 6)}
                 for shape, value in zip(each.names, each.values, strict=True)
@@ -172,6 +177,8 @@ def _evaluate(
 
 def _scenes(task: Task, evaluation: Evaluation) -> list[Scene]:
     """The worst shapes, then those that are kept of every test set."""
+    if not evaluation.worst:
+        return task.scenes(evaluation)
     worst = task.scenes(replace(evaluation, kept=evaluation.worst))
     return [*((f"worst: {name}", layers) for name, layers in worst), *task.scenes(evaluation)]
 

@@ -45,6 +45,8 @@ def fit(cfg: DictConfig) -> str:
     task = _task(cfg)
     center, size = np.zeros(3), 1.0
     if source.is_dir():
+        if task.shading:
+            raise UserError("task.shading compares normals, and a folder has silhouettes alone.")
         pictures = _read(source, task.size)
     else:
         shape = own_shape(source, Needs(), "whole", Preprocess(), Cache(paths(cfg).cache))
@@ -124,16 +126,20 @@ def _read(folder: Path, size: int) -> Pictures:
     for name, rows in sorted(given.items()):
         file = folder / str(name)
         try:
-            image = Image.open(file).convert("L").resize((size, size), Image.Resampling.BOX)
+            image = Image.open(file).convert("L")
         except (OSError, UnidentifiedImageError):
             raise UserError(f"{file}, which {CAMERAS} names, is no picture.") from None
+        if image.width != image.height:
+            raise UserError(f"{file} has {image.width} x {image.height} pixels: make it square.")
+        image = image.resize((size, size), Image.Resampling.BOX)
         try:
             view = np.array(rows, np.float64).reshape(3, 3)
         except (ValueError, TypeError):
             view = np.zeros((3, 3))
-        if not np.allclose(view @ view.T, np.eye(3), atol=1e-3):
+        if not np.allclose(view @ view.T, np.eye(3), atol=1e-3) or np.linalg.det(view) < 0:
             raise UserError(
-                f"{folder / CAMERAS}: {name} must have three orthogonal rows of length 1."
+                f"{folder / CAMERAS}: {name} must have three orthogonal rows of length 1: right, "
+                "up, towards the viewer (their cross product, not its opposite)."
             )
         masks.append(np.asarray(image) > 127)
         views.append(view)

@@ -29,6 +29,11 @@ def sample(cfg: DictConfig) -> str:
         raise UserError(
             f"ckpt={cfg.ckpt} is no model that draws shapes: train one with task=generation."
         )
+    if task.draw != "flow":
+        raise UserError(
+            f"ckpt={cfg.ckpt} was made with task.draw={task.draw}, to be compared with, and has "
+            "learned nothing: give a run with task.draw=flow."
+        )
     task.eval().to(device(cfg))
     words = [str(w) for w in cfg.words] if isinstance(cfg.words, ListConfig) else cfg.words
     names = [task.classes[i % len(task.classes)] for i in range(cfg.count)]

@@ -25,7 +25,7 @@ from geodl.nn.neighbors import farthest
 from geodl.nn.poisson import Faces, faces_of
 from geodl.ops.deform import solve
 from geodl.ops.hierarchy import barycentric
-from geodl.shape import GroupBatch, ShapeBatch
+from geodl.shape import GroupBatch, Shape, ShapeBatch
 from geodl.spec import Needs, Points, Spectrum
 from geodl.tasks.base import BATCH_NORM, Evaluation, Measure, Prediction, Scene, Setup, Task
 from geodl.tasks.ways import WAYS
@@ -573,7 +573,7 @@ class Deformation(Task):
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
         from geodl import viz
 
-        kept = [((group[0], group[-1]), y) for group, y in evaluation.kept[:6]]
+        kept = [((group[0], _goal(group)), y) for group, y in evaluation.kept[:6]]
         rows = [[s.pos.numpy(), (s.pos + y).numpy(), t.pos.numpy()] for (s, t), y in kept]
         faces = [[s.face.numpy()] * 2 + [t.face.numpy()] for (s, t), _ in kept]
         colors: list[Any] = []
@@ -598,7 +598,8 @@ class Deformation(Task):
         from geodl import viz
 
         found: list[Scene] = []
-        for (source, *_, target), y in evaluation.kept[:6]:
+        for group, y in evaluation.kept[:6]:
+            source, target = group[0], _goal(group)
             pos, face = (source.pos + y).numpy(), source.face.numpy()
             plain = np.tile(viz.PLAIN, (len(pos), 1))
             other = np.tile(viz.PLAIN, (len(target.pos), 1))
@@ -609,6 +610,14 @@ class Deformation(Task):
             }
             found.append((f"{source.name} to {target.name}", layers))
         return found
+
+
+def _goal(group: Sequence[Shape]) -> Shape:
+    """The target of a group; of a transfer, what the source should become."""
+    source, target = group[0], group[-1]
+    if "carried" not in target.ops:
+        return target
+    return source.replace(pos=target.ops.carried, name=target.name)
 
 
 def _read_code(file: Path, length: int) -> Tensor:

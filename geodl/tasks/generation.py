@@ -67,7 +67,8 @@ class Generation(Implicit):
     ``rounds`` draws: ``nna``: share of a leave-one-out nearest-neighbour test that tells samples
     from test shapes, best 50 %; ``cov``: share of test shapes that are nearest to some sample;
     ``mmd``: mean over test shapes of the distance to the nearest sample, times 1,000;
-    ``agreement``: share of samples whose nearest test shape is of the class that was asked for.
+    ``agreement``: share of samples whose nearest test shape is of the class in whose
+    place they stand (with ask="another", not the one that was asked for).
     Distance: Chamfer, squared, both directions added, between ``points`` points of the surfaces.
 
     Papers: Lipman et al.: Flow matching, ICLR 2023; Esser et al. 2024 (times from a logistic normal
@@ -259,12 +260,16 @@ class Generation(Implicit):
             z = z + v / self.euler
         return z * self.bank.std(0).clamp(min=1e-6) + self.bank.mean(0)
 
+    def _asked(self, c: int) -> int:
+        """The class that is asked for in the place of a class."""
+        another = self.draw == "flow" and self.ask == "another"
+        return (c + another) % len(self.said)
+
     @torch.no_grad()
     def codes_of(self, classes: Tensor, seed: int) -> Tensor:
         """Codes (n latent) of samples, by ``draw``."""
         if self.draw == "flow":
-            shift = self.ask == "another"
-            words = [self.said[(c + shift) % len(self.said)] for c in classes.tolist()]
+            words = [self.said[self._asked(c)] for c in classes.tolist()]
             return self.sampled(self._told(words), seed)
         generator = torch.Generator().manual_seed(seed)
         found = self.bank.new_zeros(len(classes), self.bank.shape[1])
@@ -327,38 +332,44 @@ class Generation(Implicit):
             rounds.append(compared(clouds, true, classes) | {"lost": float(lost)})
         return {k: float(np.mean([r[k] for r in rounds])) for k in rounds[0]}
 
+    def each(self, meters: Any, prediction: Prediction, batch: ShapeBatch) -> dict[str, Tensor]:
+        """Nothing: sets of shapes are compared."""
+        return {}
+
     def split(self, output: Tensor, batch: ShapeBatch) -> list[Tensor]:
         return list(output.split(1))
 
     # ---- pictures ----
 
-    def gallery(self, per_class: int = 6, most: int = 8) -> list[list[Surface]]:
-        """Samples, a row per class."""
-        rows: list[list[Surface]] = []
+    def gallery(self, per_class: int = 6, most: int = 8) -> dict[str, list[Surface]]:
+        """Samples by class, and what they were asked to be where that is another one."""
+        rows: dict[str, list[Surface]] = {}
         for c in range(min(most, len(self.classes))):
             if not (self.bank_class == c).any():
                 continue
             classes = torch.full((per_class,), c, device=self.device)
+            asked = self._asked(c)
+            name = self.classes[c] if asked == c else f"{self.classes[asked]} for {self.classes[c]}"
             if self.draw == "training":
                 clouds = self.clouds_of(classes, 0)[0].cpu().double().numpy()
-                rows.append([(cloud, NONE) for cloud in clouds])
+                rows[name] = [(cloud, NONE) for cloud in clouds]
                 continue
-            rows.append([self.shown(z) for z in self.codes_of(classes, 0)])
+            rows[name] = [self.shown(z) for z in self.codes_of(classes, 0)]
         return rows
 
     def figures(self, evaluation: Evaluation, folder: Path, name: str) -> None:
         from geodl import viz
 
-        rows, titles = self.gallery(), list(self.classes)
-        viz.meshes(rows, folder / f"gallery-{name}.png", self.spec.up, titles)
+        rows = self.gallery()
+        file = folder / f"gallery-{name}.png"
+        viz.meshes(list(rows.values()), file, self.spec.up, list(rows))
 
     def scenes(self, evaluation: Evaluation) -> list[Scene]:
         from geodl import viz
 
-        rows = self.gallery(2, 6)
         return [
             (f"{name} {i}", {"sample": (*mesh, np.tile(viz.PLAIN, (len(mesh[0]), 1)))})
-            for name, row in zip(self.classes, rows, strict=False)
+            for name, row in self.gallery(2, 6).items()
             for i, mesh in enumerate(row)
         ]
 

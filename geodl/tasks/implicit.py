@@ -156,8 +156,11 @@ class Implicit(Task):
     # ---- codes ----
 
     def fit(self, loader: Iterable[ShapeBatch]) -> None:
-        if self.codes is not None:
-            self.codes.grow([name for batch in loader for name in batch.names])
+        if self.codes is None:
+            return
+        names = [name for batch in loader for name in batch.names]
+        if self.codes.rows(names) is None:  # else they came with weights that were given
+            self.codes.grow(names)
 
     def make_room(self, state: Mapping[str, Tensor]) -> None:
         if self.codes is not None and (table := state.get("codes.table")) is not None:
