@@ -7,6 +7,7 @@ import trimesh
 from conftest import geodl, write_off
 from test_tasks import task
 
+from geodl.cli.main import run
 from geodl.data.creatures import SPECIES, Creatures, distances, skeleton, surface
 from geodl.data.fetch import Paths
 from geodl.data.files import read_mesh
@@ -20,8 +21,10 @@ from geodl.metrics import FieldError
 from geodl.ops.distance import sample_fields, signed_distance, zero_level
 from geodl.ops.geometry import Geometry, on_surface
 from geodl.perturb import Holes
+from geodl.runs.compose import compose
 from geodl.shape import ShapeBatch
 from geodl.spec import DataSpec, Needs, Points, Samples
+from geodl.tasks.implicit import Implicit
 
 
 def sphere(radius=0.7):
@@ -266,6 +269,27 @@ def test_stored_codes_come_back_whatever_their_number(shapes):
     assert torch.equal(again.codes.table, model.codes.table), "and of the others too"
     again.fit([ShapeBatch.pack([with_samples(s) for s in shapes[:5]])])
     assert len(again.codes.table) == 5
+
+
+def test_pictures_change_no_model(tmp_path, monkeypatch):
+    """One that is asked in training mode would move its running means before the next test set."""
+    monkeypatch.chdir(tmp_path)
+    cfg = compose(
+        [
+            *("task=implicit", "task.field=occupancy", "data.size=tiny", "encoder.points=32"),
+            *("decoder=occupancy", "decoder.width=16", "task.cells=16", "epochs=1"),
+            *("test=[clean,scan]", "task.queries=64"),
+        ]
+    )
+    seen = []
+
+    def looked(self, evaluation, folder, name):
+        assert not self.training
+        seen.append(name)
+
+    monkeypatch.setattr(Implicit, "figures", looked)
+    run(cfg)
+    assert seen == ["clean", "scan"]
 
 
 def test_half_of_the_points_in_the_cube_are_for_measuring_alone(shapes):

@@ -126,7 +126,7 @@ def _evaluate(
         log.info("%s", report)
     for name in ("eval", "figures"):
         (folder / name).mkdir(exist_ok=True)
-    task.to(device(cfg))
+    task.to(device(cfg)).eval()  # pictures ask the model too, which must not learn from them
     made = record.provenance()
     entries: dict[str, dict[str, Any]] = {}
     for name in todo:
