@@ -101,12 +101,14 @@ class Parts:
                     f"test={name} changes shapes, but ways go between shapes as they are: leave "
                     "its perturb= empty, or take another test set."
                 )
-            if self.cfg.test[name].get("transfer") and not self.task.transfers:
-                raise UserError(
-                    f"test={name} shows somebody else's shape to a model that reads targets: take "
-                    "task=deformation with task.condition=target and an encoder, or leave it out."
-                )
-            if self.cfg.test[name].get("transfer"):  # refused here, before training
+            if self.cfg.test[name].get("transfer"):
+                if not self.task.transfers:
+                    raise UserError(
+                        f"test={name} shows somebody else's shape to a model that reads targets: "
+                        "take task=deformation with task.condition=target and an encoder, or leave "
+                        "it out."
+                    )
+                # Data that know no transfers refuse here, before training.
                 self.data.transfers(self.data.items(str(self.cfg.test[name].split)))
         return found
 

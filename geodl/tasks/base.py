@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import logging
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -418,10 +420,10 @@ class Each:
     values: list[float] = field(default_factory=list)
 
     def worst(self, count: int) -> list[int]:
-        """Places in the test set, the worst one first."""
+        """Places in the test set, the worst one first; what is no number is worst of all."""
         sign = 1 if self.better == "more" else -1
-        order = sorted(range(len(self.values)), key=lambda i: sign * self.values[i])
-        return order[:count]
+        bad = [-math.inf if math.isnan(v) else sign * v for v in self.values]
+        return heapq.nsmallest(count, range(len(bad)), bad.__getitem__)
 
 
 @dataclass
