@@ -21,7 +21,7 @@ from geodl.atomic import atomic
 from geodl.cli.listing import entries as listed
 from geodl.errors import UserError
 from geodl.results import tables
-from geodl.results.evidence import coverage, verdicts
+from geodl.results.evidence import at_paper_budget, coverage, seeds, verdicts
 from geodl.results.reference import add, entries, factor, in_numbers, over_seeds, reference_dir
 from geodl.results.render import in_words, write, written
 from geodl.results.report import label
@@ -40,10 +40,12 @@ your own runs beside it.
 
 {coverage}.
 
-Every published number beside which this project has one. Within the spread: no further away than
-the seeds' standard deviation and the rounding of the published number. Hours: one seed at the
-paper's own epochs, where fewer were run, on one thread of the machine that the reference was made
-on. Systems that geodl does not have are in the tables alone.
+Every published number beside which this project has one; of a row that was also run at the paper's
+own budget, that number alone. Within the spread: no further away than the seeds' standard deviation
+and the rounding of the published number. Hours: one seed at the paper's own epochs, where fewer
+were run, on one thread of the machine that the reference was made on, with the network and the
+shapes of the row as it was run: at least so many, where the paper's are larger. Systems that geodl
+does not have are in the tables alone.
 
 {verdicts}
 
@@ -99,7 +101,9 @@ def head(results: Path) -> str:
             *(in_numbers(found["ours"]), found["verdict"], hours),
         )
         lines.append("| " + " | ".join(cells) + " |")
-    rows = [row for table in made if table["budget"] != "smoke" for row in table["rows"]]
+    short = [row for table in made if table["budget"] == "short" for row in table["rows"]]
+    paper = [row for table in made if table["budget"] == "paper" for row in table["rows"]]
+    rows = [*short, *filter(at_paper_budget, paper)]
     return HEAD.format(tables="\n".join(links), verdicts="\n".join(lines), coverage=coverage(rows))
 
 
@@ -176,7 +180,7 @@ def pages(reference: Path) -> dict[Path, str]:
 
 
 def write_tables(reference: Path) -> None:
-    """Every table that has entries, at the budgets that are written already, and "short"."""
+    """Every table that has entries, at the budget "short", and at the paper's where a row was."""
     from omegaconf import OmegaConf
 
     for name, _ in listed(config_dir(), "table"):
@@ -185,8 +189,8 @@ def write_tables(reference: Path) -> None:
         for budget in ("short", "paper"):
             work = tables.jobs(plain, budget)
             data = tables.collect(name, plain, budget, work, reference)
-            known = budget == "short" or (reference / f"{data['file']}.json").is_file()
-            if known and any(row["runs"] for row in data["rows"]):
+            worth = at_paper_budget if budget == "paper" else seeds
+            if any(map(worth, data["rows"])):
                 write(data, reference)
 
 

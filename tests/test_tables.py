@@ -249,22 +249,30 @@ def test_what_became_of_published_numbers(tmp_path, monkeypatch):
     assert b["verdict"] == "not run" and b["row"]["name"] == "b"
     row = {"epochs": 2, "epochs_published": 200, "seconds_per_epoch": 36.0, "name": "x"}
     cell = {"mean": 2.53, "std": None, "n": 1, "published": 2.5, "verified": True}
-    table = {"rows": [row | {"cells": {"y": cell}}]}
+
+    def table(*rows, budget="short"):
+        return {"name": "t", "budget": budget, "rows": rows}
 
     def verdict(**change):
-        (found,) = evidence.verdicts([{"rows": [row | {"cells": {"y": cell | change}}]}])
+        (found,) = evidence.verdicts([table(row | {"cells": {"y": cell | change}})])
         return found["verdict"]
 
-    (found,) = evidence.verdicts([table])
+    short = table(row | {"cells": {"y": cell}})
+    (found,) = evidence.verdicts([short])
     assert found["hours"] == pytest.approx(2.0)
     assert found["verdict"] == "within the spread, one seed, after 2 of 200 epochs"
     assert verdict(mean=2.56).startswith("above by 0.06")
     other = row | {"cells": {"y": cell | {"published": 91.0, "mean": 91.4}}}
-    _, found = evidence.verdicts([{"rows": [row | {"cells": {"y": cell}}, other]}])
+    _, found = evidence.verdicts([table(row | {"cells": {"y": cell}}, other)])
     assert found["verdict"].startswith("above by 0.40"), "rounded as the finest of its column"
     assert verdict(mean=2.56, std=0.02, n=3).startswith("within the spread, after")
     assert verdict(elsewhere="the moon") == "not comparable: published for the moon"
     assert verdict(verified=False).startswith("not compared")
+    longer = row | {"epochs": 200, "cells": {"y": cell | {"mean": 2.5}}}
+    (found,) = evidence.verdicts([short, table(longer, budget="paper")])
+    assert found["verdict"] == "within the spread, one seed" and found["hours"] is None
+    (found,) = evidence.verdicts([short, table(row | {"cells": {"y": cell}}, budget="paper")])
+    assert found["table"] is short, "the paper's epochs were not run"
 
 
 def test_results_of_other_test_options_do_not_count(tmp_path, monkeypatch):

@@ -69,10 +69,18 @@ def told_apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool | None:
 def verdicts(tables: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every published number beside which this project has one, or could have: table, row, column,
     ``published``, ``ours`` (a cell), ``verdict`` in words, ``hours`` of one thread that the paper's
-    own epochs would take, where fewer were run."""
+    own epochs would take, where fewer were run. A row that ran for them is judged by that alone."""
+
+    def named(table: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[Any, ...]:
+        return table["name"], row.get("section"), row["name"]
+
+    paper = [t for t in tables if t["budget"] == "paper"]
+    done = {named(t, row) for t in paper for row in t["rows"] if at_paper_budget(row)}
     for table in tables:
         given = [(c, n) for r in table["rows"] for c, n in r["cells"].items() if "published" in n]
         for row in table["rows"]:
+            if (named(table, row) in done) != (table["budget"] == "paper"):
+                continue
             for column, cell in row["cells"].items():
                 if "published" not in cell or not (row.get("experiment") or cell.get("n")):
                     continue
