@@ -14,8 +14,8 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassConfusionMatrix
 from torchmetrics.utilities import dim_zero_cat
 
+from geodl.ops.align import rigid
 from geodl.ops.cache import Cache, digest
-from geodl.ops.deform import rigid
 from geodl.ops.geodesic import Method, area, distances
 from geodl.ops.pointing import medoid, nearest_to_center
 from geodl.shape import Shape

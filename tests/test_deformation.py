@@ -18,8 +18,9 @@ from geodl.errors import UserError
 from geodl.metrics import DeformedError, PathError, is_closed, volume
 from geodl.nn.jacobians import Jacobians, applied, integrated
 from geodl.nn.poisson import faces_of
+from geodl.ops.align import rigid
 from geodl.ops.crossing import crossing
-from geodl.ops.deform import SOLVERS, arap, biharmonic, rbf, rigid, solve
+from geodl.ops.deform import SOLVERS, arap, biharmonic, rbf, solve
 from geodl.runs import record
 from geodl.runs.build import build
 from geodl.runs.compose import compose

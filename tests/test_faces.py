@@ -19,11 +19,12 @@ from geodl.data.heads import Heads
 from geodl.data.morphable import read_morphable
 from geodl.data.registered import Registered
 from geodl.data.views import SCAN
-from geodl.decoders.linear import Linear, similarity
+from geodl.decoders.linear import Linear
 from geodl.errors import UserError
 from geodl.losses import chamfer, inner, surface_distance, triangles
 from geodl.metrics import SurfaceError, VertexError, to_surface
 from geodl.nn.neighbors import nearest
+from geodl.ops.align import similarity
 from geodl.ops.check import repair
 from geodl.ops.geometry import unique_edges
 from geodl.ops.hierarchy import decimate, pyramid

@@ -92,6 +92,10 @@ def test_modelnet_clouds(real):
     assert shape.pos.shape == (1024, 3) and shape.pos.norm(dim=1).max() == pytest.approx(
         1, abs=1e-4
     )
+    table = next(data.load(i) for i in data.items("test") if i.category == 8)
+    height = table.pos[:, "xyz".index(data.spec.up)]
+    top = (height > height.max() - 0.08 * (height.max() - height.min())).float().mean()
+    assert top > 0.4, "the vertical axis"
 
 
 def test_rna_surfaces(real):

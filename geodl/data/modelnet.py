@@ -81,7 +81,7 @@ class ModelNet(Source):
     """CAD models in 10 or 40 classes, official train / test split, no validation: last epoch.
 
     Two layouts. ``hdf5``: ``*_files.txt``, ``shape_names.txt`` and h5 files (data, label), as come
-    with PointNet; vertical axis y. ``off``: the official folders
+    with PointNet; vertical axis y for 40 classes, z for 10. ``off``: the official folders
     ``<class>/{train,test}/*.off``; an encoder that asks for points gets them sampled on the fly;
     vertical axis z. Source: Wu et al. 2015 (3D ShapeNets).
 
@@ -113,7 +113,7 @@ class ModelNet(Source):
         chosen = "" if only is None else f"-{'+'.join(wanted)}"
         self.spec = DataSpec(
             classes=wanted,
-            up="y" if layout == "hdf5" else "z",
+            up="y" if layout == "hdf5" and classes == 40 else "z",
             protocol=f"modelnet{classes}-{layout}-official{chosen}",
         )
         self.clouds_: dict[str, np.ndarray[Any, Any]] = {}

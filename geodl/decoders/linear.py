@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from geodl.data.morphable import read_morphable
 from geodl.decoders.base import TemplateDecoder
 from geodl.errors import UserError
+from geodl.ops.align import similarity
 from geodl.spec import DataSpec
 
 
@@ -84,17 +85,3 @@ class Linear(TemplateDecoder):
 
     def forward(self, z: Tensor, query: Tensor | None = None) -> Tensor:
         return (self.mean + z @ self.basis).view(len(z), self.vertices, 3)
-
-
-def similarity(
-    source: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    target: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-) -> tuple[np.ndarray, float, np.ndarray]:
-    """Rotation, scale and shift that move ``source`` (v 3) best onto ``target`` (Umeyama 1991)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, s, vt = np.linalg.svd(b.T @ a)
-    sign = np.ones(3)
-    sign[2] = np.sign(np.linalg.det(u @ vt))
-    turn = u @ np.diag(sign) @ vt
-    scale = float((s * sign).sum() / (a**2).sum())
-    return turn, scale, target.mean(0) - scale * source.mean(0) @ turn.T

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from geodl.errors import UserError
+from geodl.ops.align import rigid
 
 ITERATIONS = 20  # of as-rigid-as-possible
 
@@ -61,16 +62,6 @@ def rbf(
     at, values = np.asarray(pos[handle], np.float64), np.asarray(moved, np.float64)
     found = RBFInterpolator(at, values, kernel="cubic")(np.asarray(pos, np.float64))
     return np.asarray(found, np.float64)
-
-
-def rigid(
-    pos: Float[np.ndarray, "v 3"], source: Float[np.ndarray, "h 3"], goal: Float[np.ndarray, "h 3"]
-) -> NDArray[np.float64]:
-    """Points (v 3) under the rotation and shift that take ``source`` nearest to ``goal``."""
-    a, b = source.mean(0), goal.mean(0)
-    u, _, vt = np.linalg.svd((goal - b).T @ (source - a))
-    turn = u @ np.diag([1.0, 1.0, np.sign(np.linalg.det(u @ vt))]) @ vt
-    return (pos - a) @ turn.T + b
 
 
 SOLVERS: dict[str, Callable[..., NDArray[np.float64]]] = {
