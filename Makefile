@@ -14,7 +14,7 @@ setup: .venv/.done
 
 demo: setup  ## train three networks on generated creatures and compare them
 	@echo "Trains three networks on generated animals and compares them: about four minutes on two cores."
-	@$(BIN)/geodl mode=table table=demo
+	@$(BIN)/geodl mode=table table=demo seed=0
 	@echo "Next: source .venv/bin/activate && geodl mode=report"
 
 test: setup

@@ -65,21 +65,28 @@ def elements(shape: Shape, label_on: str) -> NDArray[np.float32]:
     return pos
 
 
-def sampled(shape: Shape, n: int, label_on: str, rng: np.random.Generator | None) -> Shape:
+def sampled(
+    shape: Shape,
+    n: int,
+    label_on: str,
+    rng: np.random.Generator | None,
+    shuffled: bool = False,
+) -> Shape:
     """n points in place of the vertices; ``ops.carry``: labelled element -> nearest point.
 
-    A mesh is sampled uniformly by area. Of a cloud, n points are drawn, or the first n taken where
-    ``rng`` is None; a smaller cloud repeats points.
+    A mesh is sampled uniformly by area, of a cloud n points are drawn; a smaller cloud repeats
+    points. Without ``rng`` the shape's name decides, and of a cloud whose points stand in random
+    order already (``shuffled``) the first n are taken.
     """
     fixed = rng if rng is not None else np.random.default_rng(item_seed(shape.name))
     if shape.is_cloud:
         v = shape.pos.shape[0]
         if v <= n:
             index = np.concatenate([np.arange(v), fixed.integers(0, v, n - v)])
-        elif rng is None:
+        elif rng is None and shuffled:
             index = np.arange(n)
         else:
-            index = rng.permutation(v)[:n]
+            index = fixed.permutation(v)[:n]
         pos = shape.pos[torch.from_numpy(index)]
         normal = None if shape.normal is None else shape.normal[torch.from_numpy(index)]
     else:

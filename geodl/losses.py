@@ -47,7 +47,8 @@ def surface_distance(
 
 def inner(x: Tensor, n: Tensor, y: Tensor, m: Tensor, kind: Kernel, sigma: float) -> Tensor:
     """sum_ij k(x_i, y_j) t(n_i, m_j) for centres x (p 3), y (q 3), area-weighted normals n, m."""
-    return cast(Tensor, _Inner.apply(x, n, y, m, kind, sigma))
+    with torch.autocast(x.device.type, enabled=False):  # differences of large sums
+        return cast(Tensor, _Inner.apply(x, n, y, m, kind, sigma))
 
 
 class _Inner(torch.autograd.Function):

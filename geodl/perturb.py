@@ -89,6 +89,8 @@ class Shuffle(Perturbation):
         moved = {"vertex", "template"} | ({"label"} if spec.label_on == "vertex" else set())
 
         def change(x: Tensor, field: Field) -> Tensor:
+            if field.on == "template" and len(x) != len(order):
+                return x  # re-meshed before: these vertices are not the template's any more
             if field.on in moved:
                 x = x[order]
             return place[x] if field.kind == "index" and field.into in moved else x

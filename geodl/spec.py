@@ -332,8 +332,6 @@ class DataSpec:
     parts: tuple[str, ...] = ()
     label_on: LabelOn = "whole"
     category_parts: tuple[tuple[int, ...], ...] = ()
-    vertices: int | None = None
-    registered: tuple[str, ...] = ()
     landmarks: int | None = None
     template: Template | None = None
     unit: float = 1.0
@@ -350,7 +348,8 @@ class DataSpec:
     def from_plain(cls, plain: dict[str, Any]) -> DataSpec:
         plain = dict(plain)
         template = plain.pop("template", None)
-        values = {k: _tuples(v) for k, v in plain.items()}
+        known = {f.name for f in dataclasses.fields(cls)}  # a checkpoint may have more, from before
+        values = {k: _tuples(v) for k, v in plain.items() if k in known}
         if template is not None:
             values["template"] = Template.from_plain(template)
         return cls(**values)

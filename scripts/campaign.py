@@ -357,7 +357,6 @@ def many(count: int = 10_000) -> bool:
 
 def splits() -> bool:
     """Every data set at hand: is the same geometry in two of its splits?"""
-
     import numpy as np
 
     from geodl.errors import UserError
@@ -365,6 +364,7 @@ def splits() -> bool:
     from geodl.runs.build import build_data
     from geodl.runs.compose import compose
 
+    apart = True
     for name in (
         "creatures",
         "heads",
@@ -393,7 +393,8 @@ def splits() -> bool:
         twice = [w for w in seen.values() if len({x.split("/")[0] for x in w}) > 1]
         count = sum(map(len, found.values()))
         print(f"{name}: {count} shapes, {len(twice)} in two splits {twice[:6]}")
-    return True
+        apart &= not twice
+    return apart
 
 
 # ---- mutants ----

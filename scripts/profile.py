@@ -474,7 +474,7 @@ class Bench:
         yield Row(f"{count} meshes of {len(mesh.pos):,} from the cache", "computing them", *seconds)
 
     def overhead(self, minutes: float = 5.0) -> Iterator[Row]:
-        """PointNet on ellipsoids: the epochs that fill the time, then all that is left of the wall
+        """PointNet on creatures: the epochs that fill the time, then all that is left of the wall
         time of `geodl` without start, data and steps."""
         words = ["encoder=pointnet", "test=[clean,rotated,remeshed]", "batch_size=16"]
         with tempfile.TemporaryDirectory() as name:

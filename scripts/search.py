@@ -19,6 +19,7 @@ sys.path[:] = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolv
 
 import argparse
 import csv
+import math
 import re
 import subprocess
 import time
@@ -53,8 +54,23 @@ def suggest(trial: optuna.Trial, key: str, space: str) -> Any:
 
 
 def is_space(word: str) -> bool:
+    """Whether a word offers a choice.
+
+    Raises:
+        UserError: one between numbers that are none, or in the wrong order.
+    """
     value = word.partition("=")[2]
-    return bool(SPAN.fullmatch(value)) or ("," in value and not value.startswith("["))
+    if (match := SPAN.fullmatch(value)) is None:
+        return "," in value and not value.startswith("[")
+    kind, *ends = match.groups()
+    try:
+        low, high = map(int if kind == "int" else float, ends)
+    except ValueError:
+        raise UserError(f"{word}: {kind}(low,high) takes two numbers.") from None
+    if not (0 if kind == "log" else -math.inf) < low < high < math.inf:
+        above = ", above 0" if kind == "log" else ""
+        raise UserError(f"{word}: {kind}(low,high) takes a number and a higher one{above}.")
+    return True
 
 
 def values(folder: Path, columns: list[str]) -> list[float]:

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from geodl.augment import SO3, Dropout, Jitter, RotateZ, Scale
 from geodl.carry import sampled
 from geodl.cli.main import run
+from geodl.data import memory
 from geodl.data.creatures import PARTS, SIZES, SPECIES, Creatures
 from geodl.data.fetch import Archive, Paths, locate
 from geodl.data.files import read_labels, read_mesh, write_ply
@@ -37,6 +38,7 @@ from geodl.ops import check as checks
 from geodl.ops.geometry import unique_edges
 from geodl.runs import record
 from geodl.runs.compose import compose, config_dir
+from geodl.shape import Shape
 from geodl.spec import DataSpec, Gradient, Needs, Points, Spectrum
 
 
@@ -486,6 +488,28 @@ def test_samples_lie_on_the_surface_and_carry_labels_back(shapes):
     torch.testing.assert_close((near - shape.pos).norm(dim=1), distance, atol=1e-4, rtol=1e-2)
     small = sampled(cloud, 3000, "vertex", None)
     assert small.pos.shape == (3000, 3)
+
+
+def test_points_of_an_ordered_cloud_are_drawn():
+    line = Shape(pos=torch.arange(300.0).view(100, 3), name="line")
+    first = sampled(line, 10, "whole", None, shuffled=True)
+    assert torch.equal(first.pos, line.pos[:10])
+    drawn = sampled(line, 10, "whole", None)
+    assert drawn.pos[:, 0].max() > 150 and torch.equal(
+        drawn.pos, sampled(line, 10, "whole", None).pos
+    )
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    monkeypatch.setattr(memory, "MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CONTAINER", tmp_path)
+    assert memory.available() == 8000 * 1024, "no container"
+    for name, text in (("max", "5000000"), ("current", "4000000"), ("stat", "inactive_file 1000")):
+        (tmp_path / f"memory.{name}").write_text(f"{text}\n")
+    assert memory.available() == 1_001_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() == 8000 * 1024
 
 
 def test_batches_depend_on_seed_and_epoch_alone():

@@ -380,6 +380,8 @@ def test_the_same_deformation_on_another_mesh_of_the_source(finished):
         (["task.handles=landmarks"], "needs landmarks"),
         (["task.handles=5000"], "a shape has"),
         (["task.widths=[30]"], "multiples of 4"),
+        (["decoder=linear"], "which Linear is not"),
+        (["decoder=deepsdf"], "which DeepSDF is not"),
         (["encoder.points=64"], "points=null"),
         (["task.condition=handles", "task.local=features"], "asks no encoder for a code"),
         (["data=creatures", "data.size=tiny"], "where every vertex goes"),

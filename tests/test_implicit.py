@@ -222,6 +222,7 @@ def implicit(*words):
             "a field that is",
         ),
         (["task=implicit", "encoder=vecset", "decoder=vecset", "task.latent=33"], "must divide"),
+        (["task=implicit", "decoder=deepsdf", "task.field=occupancy"], "which are no logits"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_in_a_sentence(words, match):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import grid, icosphere, write_off
 
+from geodl.cli.main import run
 from geodl.data.correspondence import FAUST, Remeshed, read_vts
 from geodl.data.fetch import Paths
 from geodl.data.loaders import Loaders
@@ -363,6 +364,30 @@ def test_tosca_pairs_are_of_one_animal(tmp_path, paths):
     data = Remeshed(Paths(tmp_path, paths.cache), name="tosca")
     pairs = [(a.name, b.name) for a, b in Loaders(data).pairs("test")]
     assert pairs == [("cat0", "cat1"), ("dog0", "dog1"), ("dog0", "dog2"), ("dog1", "dog2")]
+    assert data.spec.protocol == "tosca-pairs"
+    (tmp_path / "tosca/Dataset/TOSCA_Isometric/test_pairs.txt").write_text("dog2\tdog0\n")
+    data = Remeshed(Paths(tmp_path, paths.cache), name="tosca")
+    assert [(a.name, b.name) for a, b in Loaders(data).pairs("test")] == [("dog0", "dog2")]
+    assert data.spec.protocol == "tosca-pairs-official"
+
+
+def test_test_shapes_are_not_trained_on(tmp_path):
+    names = ["cat0", "cat1"]
+    where = "Dataset/TOSCA_Isometric/vtx_5k"
+    matching_tree(tmp_path / "tosca", where, f"{where}/corres", 2, names)
+    words = ["task=matching", "data=tosca", "features=hks", "encoder=diffusionnet", "epochs=1"]
+    places = [f"paths.data={tmp_path}", f"paths.outputs={tmp_path}/outputs"]
+    with pytest.raises(UserError, match="2 of its 2 test shapes are training shapes"):
+        run(compose([*words, *places]))
+
+
+def test_tosca_pairs_across_animals(tmp_path, paths):
+    names = ["8_gorilla_01", "8_gorilla_02", "8_man_01"]
+    where = "Dataset/TOSCA_nonIsometric/vtx_5k"
+    matching_tree(tmp_path / "tosca_noniso", where, f"{where}/corres", 3, names)
+    data = Remeshed(Paths(tmp_path, paths.cache), name="tosca_noniso")
+    pairs = [(a.name, b.name) for a, b in Loaders(data).pairs("test")]
+    assert pairs == [("8_gorilla_01", "8_man_01"), ("8_gorilla_02", "8_man_01")]
 
 
 def test_bad_correspondence_files_name_file_and_line(tmp_path, paths):

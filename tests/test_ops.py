@@ -275,6 +275,9 @@ def test_remeshing_keeps_every_component():
         new, triangles = remesh(both, faces, 100, np.random.default_rng(seed))
         mended = checks.repair(new, triangles)
         assert topology(mended.face) == (4, False, True)
+    tiny = np.concatenate([pos, small * 1e-4 + 3.0])  # too small for a seed of its own
+    new, _ = remesh(tiny, faces, 60, np.random.default_rng(0))
+    assert (new[:, 0] > 2).any()
 
 
 def test_a_remeshed_boundary_stays_where_it_is():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from geodl.cli.main import run
 from geodl.data.loaders import Loaders
 from geodl.data.views import Wishes
 from geodl.errors import UserError
-from geodl.runs import checkpoint, record
-from geodl.runs.compose import compose, config_dir
+from geodl.runs import checkpoint, record, sweep
+from geodl.runs.compose import compose, composer, config_dir
 from geodl.runs.evaluate import evaluate
+from geodl.runs.history import EarlyStopping
 from geodl.runs.predict import predict
 from geodl.runs.prepare import prepare
 
@@ -462,6 +464,10 @@ def test_loggers_and_early_stopping(here):
     result = json.loads((folder / "result.json").read_text())
     assert result["epochs"] == 2, "val/acc did not rise once"
     assert list(Path("outputs/tensorboard").rglob("events.*"))
+    trainer, stopping = SimpleNamespace(should_stop=False), EarlyStopping(patience=1)
+    stopping.load_state_dict({"best": 0.5, "waited": 1})
+    stopping.on_train_start(trainer, None)
+    assert trainer.should_stop, "what had stopped does not go on when it is resumed"
     go("epochs=1", "figures=false", "logger=wandb")
     assert list(Path("outputs/wandb").glob("offline-run-*")), "offline unless asked otherwise"
 
@@ -485,6 +491,7 @@ def test_loggers_and_early_stopping(here):
         (["experiment=human_seg/nothing"], "experiment=human_seg/nothing does not exist"),
         (["=3"], "cannot be understood"),
         (["select=best"], "choose last, val or test"),
+        (["select=val", "epochs=0"], "with epochs=0 there is none"),
         (["mode=eval"], "mode=eval needs ckpt="),
         (["mode=predict", "ckpt=x.ckpt"], "needs ckpt=<a .ckpt file> and input="),
         (
@@ -526,6 +533,10 @@ def test_a_traceback_on_request(tmp_path):
         (["features=hks", "features.k=9999"], "9999 eigenpairs"),
         (["encoder=diffusionnet", "augment=jitter"], "augment.copies=n"),
         (["trainer=gpu"], "there is none here"),
+        (["~encoder.points"], "points is missing: give points=1024, or points=null"),
+        (["+optim.betas=[0.9]"], "optim.betas="),
+        (["+trainer.max_step=3"], "trainer.max_step is no option.*did you mean max_steps"),
+        (["+trainer.max_time=soon"], "trainer= cannot be built"),
     ],
 )
 def test_mistakes_in_combination(words, message, here):
@@ -542,6 +553,34 @@ def test_mistakes_in_combination(words, message, here):
         run(cfg)
     assert re.search(message, str(error.value)), error.value
     assert not list(here.rglob("*.part")) and not list(here.rglob("*.ckpt"))
+
+
+def test_an_option_may_be_a_pair(here):
+    assert (go("epochs=1", "figures=false", "+optim.betas=[0.8,0.9]") / "last.ckpt").is_file()
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path):
+    place = tmp_path / "answers"
+    with pytest.raises(ValueError, match="half"), record.whole(place, "rows.json") as part:
+        (part / "rows.json").write_text("[]")
+        raise ValueError("half-way")
+    assert list(tmp_path.iterdir()) == []
+    (place / "old").mkdir(parents=True)
+    with record.whole(place, "rows.json") as part:
+        (part / "rows.json").write_text("[]")
+        (part / "views").mkdir()
+    assert {f.name for f in place.iterdir()} == {"old", "rows.json", "views"}
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_slurm_is_asked_for_what_the_jobs_take():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with composer():
+        for words, asked in (([], (1, 0)), (["trainer=gpu", "workers=4"], (5, 1))):
+            cfg = sweep._master(["sweep=slurm", *words])
+            sweep._ask(cfg)
+            launcher = cfg.hydra.launcher
+            assert (launcher.cpus_per_task, launcher.gpus_per_node) == asked
 
 
 def test_weights_of_another_size_are_refused(here):

@@ -265,7 +265,17 @@ def parsed(word):
 @pytest.mark.parametrize("name", NAMES)
 def test_odd_names_reach_hydra_as_typed(name, here):
     Path(name).touch()
-    for key in ("input", "ckpt", "data.folder", "weights", "init", "paths.outputs", "output"):
+    for key in (
+        "input",
+        "ckpt",
+        "data.folder",
+        "weights",
+        "init",
+        "paths.outputs",
+        "output",
+        "code",
+        "mask",
+    ):
         (word,) = prepared([f"{key}={name}"])
         assert parsed(word) == (key, str(here / name) if name[0] == "~" else name)
         assert prepared([word]) == [word], "a job of a sweep gets its words a second time"

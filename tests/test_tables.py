@@ -219,8 +219,10 @@ def test_rows_of_one_seed_are_told_apart_over_the_same_shapes(tmp_path, monkeypa
     work = tables.jobs(plain, "short")
     each = {0: "1 " * 20, 1: "0 0 0 0 0 0 " + "1 " * 14}
 
-    def marks(shapes=("a", "a")):
-        for row, value in ((0, 1.0), (1, 0.7)):
+    def marks(shapes=("a", "a"), second=None):
+        for row in (0, 1):
+            numbers = [float(x) for x in each[row].split()]
+            value = second if row and second else sum(numbers) / len(numbers)
             jobs = [j for j in work if j.row == row]
             fill(RUNS.parent, jobs, value=value)
             for job in jobs:
@@ -240,6 +242,7 @@ def test_rows_of_one_seed_are_told_apart_over_the_same_shapes(tmp_path, monkeypa
     each[1] = "0 0 0 0 0 " + "1 " * 15  # one fewer: p = .063
     assert marks() == ["●", "○"]
     assert marks(("a", "b")) == ["●", None]  # other shapes
+    assert marks(second=0.74) == ["●", None]  # no mean over shapes
 
 
 def test_what_became_of_published_numbers(tmp_path, monkeypatch):
@@ -273,6 +276,9 @@ def test_what_became_of_published_numbers(tmp_path, monkeypatch):
     assert found["verdict"] == "within the spread, one seed" and found["hours"] is None
     (found,) = evidence.verdicts([short, table(row | {"cells": {"y": cell}}, budget="paper")])
     assert found["table"] is short, "the paper's epochs were not run"
+    rows = [row | {"cells": {"y": cell | {"n": 1}}}, longer | {"cells": {"y": cell | {"n": 1}}}]
+    words = "0 of 2 trained rows have three seeds or more; 1 of 1 ran"
+    assert evidence.coverage(rows).startswith(words), "at any budget, counted once"
 
 
 def test_results_of_other_test_options_do_not_count(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ modes     train (default) | eval | predict | interpolate | fit | sample | prepar
           table | report
 examples  geodl task=segmentation encoder=diffusionnet features=hks   train one network
           geodl -m encoder=pointnet,diffusionnet seed=0,1,2            sweep: every combination
-          geodl mode=table table=demo                                  compare, trained here
+          geodl mode=table table=demo seed=0                           compare, trained here
           geodl mode=predict ckpt=<run>/last.ckpt input=mine.ply       your own shapes
           geodl mode=interpolate input=[a.ply,b.ply]                   the way between two
           geodl mode=fit input=mine.ply                                a shape from pictures

@@ -8,7 +8,7 @@ from pathlib import Path
 from geodl.errors import UserError
 
 PATHS = re.compile(
-    r"(input|output|ckpt|weights|init|data\.(folder|template)|decoder\.model|paths\.\w+)="
+    r"(input|output|ckpt|weights|init|code|mask|data\.(folder|template)|decoder\.model|paths\.\w+)="
 )
 # What Hydra takes as it is, and for a text: 2026 would be a number, true a truth value.
 PLAIN = re.compile(r"null|[./]*[A-Za-z_][\w./:-]*[./][\w./:-]*", re.ASCII)

@@ -54,10 +54,12 @@ TRAIN = {"faust_r": (80, 20), "scape_r": (51, 20), "shrec19_r": (0, 44)}
 class Remeshed(Source):
     """A re-meshed matching set: FAUST_r, SCAPE_r, SHREC19_r, TOSCA (isometric or not).
 
-    Splits go by the order of the names: FAUST 80 / 20, SCAPE 51 / 20, SHREC19 all for testing;
-    TOSCA all for both (there is nothing to train for an axiomatic method). Pairs: every unordered
-    pair of test shapes, from the first to the second (190 for FAUST); every ordered pair of
-    training shapes (6,320). TOSCA's pairs are of one animal. Shapes have unit area.
+    Splits go by the order of the names: FAUST 80 / 20, SCAPE 51 / 20; SHREC19 and TOSCA are for
+    testing, and all of them stands in both splits (an axiomatic method has nothing to train;
+    training on test shapes is refused). Pairs: every unordered pair of test shapes, from the first
+    to the second (190 for FAUST); every ordered pair of training shapes (6,320). TOSCA's are those
+    of its ``test_pairs.txt`` (285, and 95 of a gorilla and a person), or without this file all
+    pairs of one animal, or of two. Shapes have unit area.
 
     Source: Ren, Poulenard, Wonka, Ovsjanikov 2018; Donati, Sharma, Ovsjanikov 2020.
 
@@ -110,7 +112,8 @@ class Remeshed(Source):
     def spec(self) -> DataSpec:  # pyright: ignore[reportIncompatibleVariableOverride]
         first = self._names[0]
         count = len(self._vts(first))
-        return DataSpec(landmarks=count, up="y", protocol=f"{self.set_name}-pairs")
+        official = "-official" if self._official else ""
+        return DataSpec(landmarks=count, up="y", protocol=f"{self.set_name}-pairs{official}")
 
     @cached_property
     def _names(self) -> list[str]:
@@ -118,13 +121,7 @@ class Remeshed(Source):
 
     def splits(self) -> dict[str, list[Item]]:
         if self.set_name.startswith("tosca"):
-            animals = [n.rstrip("0123456789") for n in self._names]
-            known = sorted(set(animals))
-            every = self.set_name == "tosca_noniso"
-            items = [
-                Item(n, 0 if every else known.index(a))
-                for n, a in zip(self._names, animals, strict=True)
-            ]
+            items = [Item(n) for n in self._names]
             return {"train": items, "test": items}
         train, test = TRAIN[self.set_name]
         if len(self._names) < train + test:
@@ -135,8 +132,21 @@ class Remeshed(Source):
         items = [Item(n) for n in self._names]
         return {"train": items[:train] or items, "test": items[train : train + test]}
 
+    @cached_property
+    def _official(self) -> set[frozenset[str]]:
+        """TOSCA's own pairs of names, if they are there."""
+        file = self.folders[0].parent / "test_pairs.txt"
+        if not (self.set_name.startswith("tosca") and file.is_file()):
+            return set()
+        return {frozenset(line.split()) for line in file.read_text().splitlines()}
+
     def pairs(self, items: Sequence[Item], split: str) -> list[tuple[Item, Item]]:
         pairs = super().pairs(items, split)
+        if self._official:
+            return [(a, b) for a, b in pairs if frozenset((a.name, b.name)) in self._official]
+        if self.set_name.startswith("tosca"):
+            one = self.set_name == "tosca"
+            return [(a, b) for a, b in pairs if (_animal(a) == _animal(b)) == one]
         if split != "train" or not self.train_pairs or self.train_pairs >= len(pairs):
             return pairs
         chosen = np.random.default_rng(0).choice(len(pairs), self.train_pairs, replace=False)
@@ -171,6 +181,11 @@ class Remeshed(Source):
             )
         shape = Shape(pos=torch.from_numpy(pos), face=torch.from_numpy(face))
         return shape.replace(landmark=torch.from_numpy(landmark))
+
+
+def _animal(item: Item) -> str:
+    """cat of cat10, gorilla of 8_gorilla_01."""
+    return item.name.strip("0123456789_")
 
 
 def read_vts(file: Path) -> NDArray[np.int64]:
@@ -212,7 +227,7 @@ class FAUST(Source):
     ) -> None:
         super().__init__(paths)
         self.preprocess = preprocess
-        self.spec = DataSpec(landmarks=6890, vertices=6890, up="y", protocol="faust-pairs")
+        self.spec = DataSpec(landmarks=6890, up="y", protocol="faust-pairs")
 
     @cached_property
     def root(self) -> Path:

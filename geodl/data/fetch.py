@@ -115,6 +115,8 @@ def unpack(file: Path, top: str, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     log.info("unpacking %s to %s", file.name, place)
     scratch = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    whole = scratch / "all"  # with the permissions of any folder, which scratch does not have
+    whole.mkdir()
     room = shutil.disk_usage(place.parent).free
     most = min(room, 1000 * file.stat().st_size + (1 << 20))
 
@@ -137,14 +139,14 @@ def unpack(file: Path, top: str, place: Path) -> None:
         if file.suffix == ".zip":
             with zipfile.ZipFile(file) as archive:
                 bounded(sum(member.file_size for member in archive.infolist()))
-                archive.extractall(scratch)
+                archive.extractall(whole)
         else:
             with tarfile.open(file) as archive:
-                archive.extractall(scratch, filter=checked)
-        if not (scratch / top).is_dir():
+                archive.extractall(whole, filter=checked)
+        if not (whole / top).is_dir():
             raise UserError(f"{file} has no folder {top!r}: it is another archive.")
         try:
-            (scratch / top).rename(place)
+            (whole / top).rename(place)
         except OSError:
             if not place.is_dir():  # a parallel job was faster: its folder is as good
                 raise

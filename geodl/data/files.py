@@ -65,6 +65,21 @@ def read_labels(path: Path) -> NDArray[np.int64]:
     return labels.astype(np.int64)
 
 
+def read_numbers(path: Path, columns: str) -> NDArray[np.float64]:
+    """The lines (n c) of a text file; ``columns`` are the words that say what stands in them.
+
+    Raises:
+        UserError: the file is missing, no table of numbers, or one of other columns.
+    """
+    try:
+        found = np.loadtxt(path, ndmin=2)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read as lines of numbers ({error}).") from error
+    if found.shape[1] != len(columns.split()):
+        raise UserError(f"{path} has {found.shape[1]} columns, expected {columns}.")
+    return found
+
+
 def write_ply(
     path: Path,
     pos: NDArray[np.floating],

@@ -52,6 +52,7 @@ class Folder(Source):
     """
 
     clouds = True
+    shuffled = False
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import torch
 
 from geodl.carry import edges_of
 from geodl.data.fetch import Archive, Paths, locate
-from geodl.data.files import read_labels, read_mesh
+from geodl.data.files import read_labels, read_mesh, read_numbers
 from geodl.data.preprocess import UNIT_RADIUS, BadShape, Preprocess
 from geodl.data.source import Source, checked_in_split
 from geodl.errors import UserError
@@ -91,7 +91,7 @@ class HumanSeg(Source):
         label_file = root / "seg" / f"{item.name}.eseg"
         labels = read_labels(label_file) - 1
         soft_file = root / "sseg" / f"{item.name}.seseg"
-        soft = np.loadtxt(soft_file) if soft_file.is_file() else None
+        soft = read_numbers(soft_file, " ".join(map(str, range(1, len(PARTS) + 1))))
         faces = torch.from_numpy(face)
         edge, face_edge = edges_of(faces)
         if len(labels) != len(edge):
@@ -101,9 +101,8 @@ class HumanSeg(Source):
             )
         if labels.min() < 0 or labels.max() >= len(PARTS):
             raise UserError(f"{label_file} has labels outside 1 to {len(PARTS)}.")
-        if soft is None or soft.shape != (len(edge), len(PARTS)):
-            shape = None if soft is None else soft.shape
-            raise UserError(f"{soft_file} has shape {shape}, expected ({len(edge)}, {len(PARTS)}).")
+        if len(soft) != len(edge):
+            raise UserError(f"{soft_file} has {len(soft)} lines, expected {len(edge)}.")
         votes = np.eye(len(PARTS), dtype=np.int64)[labels[face_edge.numpy()]].sum(1)
         sides = face_edge.numpy().reshape(-1)
         owner = np.repeat(np.arange(len(face)), 3)

@@ -26,6 +26,7 @@ WORDS = (
 )
 # Vertices and quads of the regions, from ICT-FaceKit's documentation.
 REGIONS = {"narrow": (6706, 6560), "face": (9409, 9230), "head": (26719, None)}
+OPENING = 40.0  # the widest, degrees
 HINGE = np.array([0.0, 1.0, 2.5])  # cm; the jaw's axis, just before the ears
 # Expressions that the family leaves to the jaw's rotation, or that move the eyes alone.
 LEFT_OUT = ("jaw", "mouthClose", "eyeLook", "PupilDilate")
@@ -67,7 +68,7 @@ class ICTFaces(RegisteredData):
         train: int = 1500,
         test: int = 200,
         identities: int = 100,
-        opening: float = 40.0,
+        opening: float = OPENING,
         sample_seed: int = 0,
         backend: Backend = "cotan",
     ) -> None:
@@ -82,7 +83,9 @@ class ICTFaces(RegisteredData):
         self.counts = {"train": train, "test": test}
         self.identities, self.opening, self.sample_seed = identities, opening, sample_seed
         size = f"{vertices or 'all'}v"
-        self.protocol = f"ict-{family}-{region}-{size}-{identities}id-{train}/{test}"
+        more = f"-opening{opening:g}" if opening != OPENING and family == "jaw" else ""
+        more += f"-{sample_seed}" if sample_seed else ""
+        self.protocol = f"ict-{family}-{region}-{size}-{identities}id-{train}/{test}{more}"
 
     @cached_property
     def root(self) -> Path:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from geodl.shape import Shape
 
+MACHINE, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+
 
 class Memory:
     """What was loaded stays until the limit is reached; the rest is read again whenever it is
@@ -54,13 +56,21 @@ def _bytes(value: Tensor) -> int:
 def available() -> int:
     """Bytes of memory that are free here: of the machine, and of the container's share of it."""
     free = [64 << 30]
-    for file, word in (("/proc/meminfo", "MemAvailable:"), ("/sys/fs/cgroup/memory.max", "")):
-        try:
-            words = Path(file).read_text().split()
-        except OSError:
-            continue
-        if word in words:
-            free.append(int(words[words.index(word) + 1]) * 1024)
-        elif len(words) == 1 and words[0].isdecimal():
-            free.append(int(words[0]))
-    return min(free)
+    machine = _numbers(MACHINE)
+    if "MemAvailable:" in machine:
+        free.append(machine["MemAvailable:"] * 1024)
+    try:
+        most, used = (int((CONTAINER / f"memory.{x}").read_text()) for x in ("max", "current"))
+    except (OSError, ValueError):  # no container, or one without a limit ("max")
+        return min(free)
+    read = _numbers(CONTAINER / "memory.stat").get("inactive_file", 0)  # given up when asked for
+    return min(*free, max(0, most - used + read))
+
+
+def _numbers(file: Path) -> dict[str, int]:
+    """The first two words of every line."""
+    try:
+        lines = [line.split() for line in file.read_text().splitlines()]
+    except OSError:
+        return {}
+    return {line[0]: int(line[1]) for line in lines if len(line) > 1}

@@ -78,8 +78,11 @@ def own_shape(
             if on != "whole":  # predictions are carried to every element of the mesh
                 count = len(elements(seen, on))
                 ready = seen.replace(label=torch.zeros(count, dtype=torch.long))
-            ready = sampled(ready, points.n, on, None)
+            if needs.computed:  # of the points, as in training
+                ready = sampled(ready, points.n, on, None)
         ready = attach(ready, needs, process.backend, cache)
+        if points and not needs.computed:
+            ready = sampled(ready, points.n, on, None)
     except (BadShape, ValueError) as error:
         raise UserError(f"{file} cannot be used: {error}.") from error
     return OwnShape(

@@ -91,7 +91,7 @@ class Preprocess:
                 small, triangles = simplify(pos, face, cast(int, self.vertices))
                 return {"pos": small, "face": triangles}
 
-            key = digest(pos.astype(np.float32), face.astype(np.int32), self.vertices)
+            key = digest(pos, face.astype(np.int32), self.vertices)
             small = cache.get("simplify", key, make)
             shape = carried(shape, small["pos"], small["face"], label_on)
             shape = self._mend(shape, label_on, mended, " after simplification")

@@ -84,8 +84,6 @@ class RegisteredData(Source):
         _, face, pos = self.selected
         *center, size = self.preprocess.fixed or (0.0, 0.0, 0.0, 1.0)
         return DataSpec(
-            vertices=len(pos),
-            registered=("train", "test"),
             template=Template(((pos - np.array(center)) / size).astype(np.float32), face),
             unit=size * self.millimetres,
             up=self.up,
@@ -236,8 +234,8 @@ class Registered(RegisteredData):
         self.files = {s: [f for f, _ in members] for s, members in found.splits.items()}
         if not found.fixed:
             files = self.files.pop("all")
-            test = files[9::10]
-            self.files = {"train": [f for f in files if f not in test], "test": test}
+            train = [f for i, f in enumerate(files, 1) if i % 10]
+            self.files = {"train": train, "test": files[9::10]}
         if not self.files["train"] or not self.files["test"]:
             raise UserError(
                 f"data.folder={folder} has too few meshes: put them into train/ and test/, or ten "
@@ -246,7 +244,11 @@ class Registered(RegisteredData):
 
     @cached_property
     def _template(self) -> Mesh:
-        return read_mesh(self.template_file or self.files["train"][0])
+        file = self.template_file or self.files["train"][0]
+        pos, face = read_mesh(file)
+        if not len(face):
+            raise UserError(f"{file} has no faces: registered shapes are meshes.")
+        return pos, face
 
     def mesh(self) -> Mesh:
         return self._template

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from geodl.data.fetch import Paths, locate
+from geodl.data.files import read_numbers
 from geodl.data.preprocess import UNIT_RADIUS, BadShape, Preprocess
 from geodl.data.source import Source
 from geodl.errors import UserError
@@ -54,6 +55,7 @@ class ShapeNetPart(Source):
     """
 
     clouds = True
+    shuffled = False
 
     def __init__(
         self,
@@ -127,11 +129,7 @@ class ShapeNetPart(Source):
             pos, part = file["data"][row], file["pid"][row]
         else:
             path = self.root / str(item.source)
-            rows = np.loadtxt(path, ndmin=2)
-            if rows.shape[1] != 7:
-                raise UserError(
-                    f"{path} has {rows.shape[1]} columns, expected x y z nx ny nz label."
-                )
+            rows = read_numbers(path, "x y z nx ny nz label")
             pos, part = rows[:, :3], rows[:, 6]
             normal = torch.from_numpy(rows[:, 3:6].astype(np.float32))
         part = torch.from_numpy(np.asarray(part).astype(np.int64))

@@ -31,6 +31,7 @@ class Source:
     """
 
     clouds: ClassVar[bool] = False  # whether shapes may come without faces
+    shuffled: ClassVar[bool] = True  # whether the first points of a cloud are a sample of it
     spec: DataSpec
     preprocess: Preprocess
 

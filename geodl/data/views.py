@@ -72,7 +72,7 @@ class Wishes:
     """What the model and the run ask of a data set.
 
     needs: of features, encoder and task | augment: of training shapes | copies: prepared ones of
-    each shape, for augmentations that change geometry | seed: of everything drawn
+    each shape, for augmentations that change geometry (``breaking``) | seed: of everything drawn
 
     Raises:
         UserError: an augmentation would make cached operators wrong, and no copies are asked.
@@ -85,7 +85,10 @@ class Wishes:
     breaking: tuple[Augmentation, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        breaking = tuple(a for a in self.augment if "operators" not in a.keeps)
+        spoilt = (a for a in self.augment if "operators" not in a.keeps)
+        # Without operators only other meshes take copies: points may be moved anew in every epoch.
+        computed = self.needs.computed
+        breaking = tuple(a for a in spoilt if computed or isinstance(a, Perturbation))
         if breaking and self.needs.computed and not self.copies:
             names = ", ".join(type(a).__name__ for a in breaking)
             asked = ", ".join(n.family for n in self.needs.computed)
@@ -135,10 +138,11 @@ class View(Dataset[Shape]):
         shape = self.memory.get(self, (copy, index), make)
         points = wishes.needs.find(Points)
         if points and not wishes.needs.computed:
-            shape = sampled(shape, points.n, spec.label_on, rng if self.train else None)
+            drawn = rng if self.train else None
+            shape = sampled(shape, points.n, spec.label_on, drawn, self.source.shuffled)
         if self.train:
             for augment in wishes.augment:
-                if "operators" in augment.keeps or not wishes.copies:
+                if augment not in wishes.breaking or not wishes.copies:
                     shape = augment(shape, rng, spec)
         return shape
 
@@ -195,7 +199,7 @@ class View(Dataset[Shape]):
             surface = {"scan": shape.pos, "scan_face": shape.face}
             shape = shape.replace(ops=shape.ops.added(surface, SCAN))
         if points and wishes.needs.computed:
-            shape = sampled(shape, points.n, spec.label_on, None)
+            shape = sampled(shape, points.n, spec.label_on, None, self.source.shuffled)
         for augment in spoiling:
             if not isinstance(augment, Perturbation):
                 shape = augment(shape, rng, spec)

@@ -201,8 +201,6 @@ class SpectrumTransformer(Tokens):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(in_channels, spec, out, width, depth, heads, drop, dropout, at=1)
-        if not in_channels:
-            raise UserError("encoder=transformer_spectrum needs features, such as features=xyz.")
         self.needs = Needs.of(Spectrum(k_eig))
         self.k_eig = k_eig
         self.embed = nn.Linear(in_channels, width)

@@ -55,9 +55,10 @@ def compute(need: Need, geometry: Geometry) -> Arrays:
     A matrix becomes three arrays, row by row: ``name.index`` (2 nnz), ``name.value`` (nnz) and
     ``name.shape`` (2). A shape in other units is measured in its own size, and the result turned
     back: the tolerances inside are absolute, those of the authors' code for shapes of size one.
+    Truth is told in the model's own coordinates.
     """
     module, function = need.function.split(":")
-    unit = geometry.unit
+    unit = 1.0 if need.of_truth else geometry.unit
     if unit != 1:
         geometry = replace(geometry, pos=geometry.pos / unit)
         need = replace(need, **{name: getattr(need, name) / unit for name in need.lengths})

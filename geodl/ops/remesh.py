@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.csgraph import connected_components, dijkstra
 from scipy.spatial import KDTree
 
 from geodl.ops.geometry import face_areas, face_vectors, handy, unique_edges, unit
@@ -178,6 +178,9 @@ def remesh(
         along = pos @ unit(rng.standard_normal((1, 3)))[0]
         weight *= contrast ** ((along - along.min()) / (np.ptp(along) + 1e-12))
     seed = rng.choice(len(pos), vertices, replace=False, p=weight / weight.sum())
+    _, part = connected_components(graph, directed=False)
+    _, first = np.unique(part, return_index=True)
+    seed = np.concatenate([seed, first[~np.isin(part[first], part[seed])]])  # no part is lost
     # A cluster on a boundary is represented there, so that the boundary stays where it is.
     rim = np.zeros(len(pos), bool)
     rim[_boundary(edge, face_edge)] = True

@@ -70,16 +70,12 @@ def verdicts(tables: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """Every published number beside which this project has one, or could have: table, row, column,
     ``published``, ``ours`` (a cell), ``verdict`` in words, ``hours`` of one thread that the paper's
     own epochs would take, where fewer were run. A row that ran for them is judged by that alone."""
-
-    def named(table: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[Any, ...]:
-        return table["name"], row.get("section"), row["name"]
-
     paper = [t for t in tables if t["budget"] == "paper"]
-    done = {named(t, row) for t in paper for row in t["rows"] if at_paper_budget(row)}
+    done = {(t["name"], _what(row)) for t in paper for row in t["rows"] if at_paper_budget(row)}
     for table in tables:
         given = [(c, n) for r in table["rows"] for c, n in r["cells"].items() if "published" in n]
         for row in table["rows"]:
-            if (named(table, row) in done) != (table["budget"] == "paper"):
+            if ((table["name"], _what(row)) in done) != (table["budget"] == "paper"):
                 continue
             for column, cell in row["cells"].items():
                 if "published" not in cell or not (row.get("experiment") or cell.get("n")):
@@ -141,7 +137,14 @@ def coverage(rows: Sequence[Mapping[str, Any]]) -> str:
     if not trained:
         return ""
     three = sum(seeds(row) >= 3 for row in trained)
-    known = [row for row in trained if row.get("epochs_published")]
-    paper = sum(map(at_paper_budget, known))
+    known = {_what(row): False for row in trained if row.get("epochs_published")}
+    known |= {_what(row): True for row in trained if at_paper_budget(row)}
     words = f"{three} of {len(trained)} trained rows have three seeds or more"
-    return f"{words}; {paper} of {len(known)} ran for the paper's epochs" if known else words
+    if known:  # at any budget
+        words += f"; {sum(known.values())} of {len(known)} ran for the paper's epochs"
+    return words
+
+
+def _what(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a row is of a table, whatever its budget."""
+    return row.get("section"), row["name"], row.get("experiment")

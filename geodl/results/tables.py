@@ -31,7 +31,7 @@ from geodl.runs.sweep import launch, summary
 # What may be given on the command line beside a table: nothing that changes what is trained.
 BESIDE = (
     *("mode", "table", "budget", "paths", "trainer", "workers", "logger", "figures", "stop_code"),
-    *("allow", "force", "sweep", "launch", "threads"),
+    *("allow", "force", "sweep", "launch", "threads", "seed"),
 )
 PICTURES = ("bars", "cost", "curve", "heatmap")
 # A row's own, or the table's.
@@ -62,10 +62,12 @@ class Job:
 
 
 def table(cfg: DictConfig) -> str:
-    """Launch what yours lacks, write the table's files to ``<paths.outputs>/tables``.
+    """Launch what yours lacks, of all seeds or of the one that is given, and write the table's
+    files to ``<paths.outputs>/tables``.
 
     Raises:
-        UserError: an unknown key in the table, an override that a table does not take.
+        UserError: an unknown key in the table, an override that a table does not take, a seed that
+            no row has.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -76,11 +78,16 @@ def table(cfg: DictConfig) -> str:
     check(name, plain)
     work = jobs(plain, str(cfg.budget), extra)
     reference = reference_dir(cfg)
-    lacking = [job for job in work if yours(job.cfg) is None]
-    todo = (work if cfg.force else lacking) if cfg.launch else []
-    done = len(work) - len(lacking)
+    every = not any(word.startswith("seed=") for word in hydra.overrides.task)
+    wanted = [job for job in work if every or job.seed == cfg.seed]
+    if not (every or wanted):
+        seeds = _list(map(str, {job.seed for job in work}))
+        raise UserError(f"seed={cfg.seed}: the rows of this table have {seeds}.")
+    lacking = [job for job in wanted if yours(job.cfg) is None]
+    todo = (wanted if cfg.force else lacking) if cfg.launch else []
+    done = len(wanted) - len(lacking)
     sys.stderr.write(
-        f"table {name}, budget {cfg.budget}: {len(work)} runs, {done} of yours finished"
+        f"table {name}, budget {cfg.budget}: {len(wanted)} runs, {done} of yours finished"
         f"{_forecast(todo, reference)}\n"
     )
     failed = 0
@@ -150,7 +157,7 @@ def _extra(words: Sequence[str]) -> list[str]:
                 f"{word} cannot be given with mode=table: a row's runs are its experiment's, "
                 "shortened by budget=smoke, short or paper."
             )
-        if key not in ("mode", "table", "budget", "launch"):
+        if key not in ("mode", "table", "budget", "launch", "seed"):
             taken.append(word)
     return taken
 
@@ -378,27 +385,30 @@ def _statistics(
 
 
 def _each(results: Found, test: str, metric: str) -> dict[str, list[float]]:
-    """A metric of every shape, by the shapes it is of; nothing where shapes are not independent, or
-    there are several seeds."""
-    known = [e.get("each", {}) for _, e in _evaluations(results, test)]
-    if len(known) != 1 or known[0].get("metric") != metric or not known[0].get("shapes"):
+    """A metric of every shape, by the shapes it is of; nothing where shapes are not independent,
+    there are several seeds, or the score is another mean than that over shapes."""
+    known = [(e.get("each", {}), e["scores"]) for _, e in _evaluations(results, test)]
+    each, scores = known[0] if len(known) == 1 else ({}, {})
+    if each.get("metric") != metric or not each.get("shapes"):
         return {}
-    return {known[0]["shapes"]: [float(value) for value in known[0]["values"].split()]}
+    values = [float(value) for value in each["values"].split()]
+    if not math.isclose(sum(values) / len(values), scores[metric], rel_tol=1e-3):
+        return {}
+    return {each["shapes"]: values}
 
 
 def _compare(cells: dict[str, Any], standard: str) -> None:
     """Add to every other cell ``change`` against the standard column, in points of a percentage or
     as the factor of an error, and ``worse``, how much worse that is: 0 to 1 (50 points, factor 8).
+    Both numbers are the reference's, or both yours.
     """
-
-    def mean_of(cell: Mapping[str, Any]) -> float | None:
-        return cell.get("mean", cell.get("yours", {}).get("mean"))
-
-    before = mean_of(cells.get(standard, {}))
+    first = cells.get(standard, {})
     for name, cell in cells.items():
-        mean = mean_of(cell)
-        if name == standard or before is None or mean is None:
+        pairs = (first, cell), (first.get("yours", {}), cell.get("yours", {}))
+        both = next(((a["mean"], b["mean"]) for a, b in pairs if "mean" in a and "mean" in b), None)
+        if name == standard or both is None:
             continue
+        before, mean = both
         if cell["unit"] == "%":
             cell["change"] = f"{mean - before:+.1f}".replace("-0.0", "+0.0")
             harm = (before - mean) / 50.0

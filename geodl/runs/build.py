@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast, get_origin, get_type_hints
 
 import lightning as L
 import torch
@@ -83,7 +83,8 @@ class Parts:
         wishes = Wishes(task.needs, tuple(augment), copies, cfg.seed)
         limit = cfg.data.get("memory")
         most = available() / 2 if limit is None else limit * 2**30
-        memory = Memory(int(most / (1 + cfg.workers)))  # each process keeps its own
+        devices = int(cfg.trainer.devices)
+        memory = Memory(int(most / (1 + cfg.workers) / devices))  # each process keeps its own
         return Loaders(self.data, wishes, cfg.batch_size, cfg.workers, task.inputs, memory)
 
     def tests(self, names: Sequence[str]) -> dict[str, list[Perturbation]]:
@@ -92,6 +93,8 @@ class Parts:
         Raises:
             UserError: one is not for this encoder.
         """
+        for name in names:  # no such split, as better known before training
+            self.data.items(str(self.cfg.test[name].split))
         found = {name: perturbations(self.cfg, name) for name in names}
         changes = [(f"test={name}", p) for name, chosen in found.items() for p in chosen]
         check_changes(self.task, changes)
@@ -179,7 +182,8 @@ def paths(cfg: DictConfig) -> Paths:
 
 
 def allow(cfg: DictConfig) -> tuple[str, ...]:
-    return (*ALLOWED, *(str(a) for a in cfg.get("allow") or []))
+    given = cfg.get("allow") or []
+    return (*ALLOWED, *([given] if isinstance(given, str) else map(str, given)))
 
 
 def make(
@@ -214,6 +218,8 @@ def _checked(
     target = _resolve(str(node.get("_target_")), SLOTS[slot], place, allow)
     options = {k: v for k, v in node.items() if k != "_target_"}
     options |= _check_options(target, options, place)
+    if slot != "logger":
+        _refuse_missing(target, options, place)
     return target, {k: _built(slot, v, f"{place}.{k}", allow) for k, v in options.items()}
 
 
@@ -252,14 +258,30 @@ def _resolve(target: str, base: type, place: str, allow: tuple[str, ...]) -> typ
     return found
 
 
+def _hints(target: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__)
+    except NameError:  # another library's annotation of something it imports for type checkers only
+        return {}
+
+
+def _refuse_missing(target: type, options: dict[str, Any], place: str) -> None:
+    """A run's name leaves out what is null. So an option that may be null and is not by default
+    must be there: without it the run would have the name of the one with null."""
+    hints = _hints(target)
+    for key, parameter in inspect.signature(target).parameters.items():
+        default = parameter.default
+        given = key in options or default is None or default is inspect.Parameter.empty
+        if not given and key in hints and is_bearable(None, hints[key]):
+            raise UserError(f"{place}.{key} is missing: give {key}={default}, or {key}=null.")
+
+
 def _check_options(target: type, options: dict[str, Any], place: str) -> dict[str, Any]:
     """Raises UserError where an option does not exist or has another type. Options whose type is a
-    dataclass are groups of options: they come back built, over their default."""
+    dataclass are groups of options: they come back built, over their default; lists come back as
+    tuples where such are asked for."""
     parameters = inspect.signature(target).parameters
-    try:
-        hints = get_type_hints(target.__init__)
-    except NameError:  # another library's annotation of something it imports for type checkers only
-        hints = {}
+    hints = _hints(target)
     groups: dict[str, Any] = {}
     for key, value in options.items():
         if key not in parameters:
@@ -278,9 +300,12 @@ def _check_options(target: type, options: dict[str, Any], place: str) -> dict[st
             raise UserError(f"{place}.{key}={value} must hold whole numbers of 1 or more.")
         if key not in hints or _has_nodes(value):
             continue
+        if isinstance(value, list) and get_origin(hints[key]) is tuple:
+            value = groups[key] = tuple(cast("list[Any]", value))
         if is_dataclass(hints[key]) and isinstance(value, dict):
             inner = cast("dict[str, Any]", value)
             _check_options(cast(type, hints[key]), inner, f"{place}.{key}")
+            _refuse_missing(cast(type, hints[key]), inner, f"{place}.{key}")
             groups[key] = replace(parameters[key].default, **inner)
         elif not is_bearable(value, hints[key], conf=BeartypeConf(is_pep484_tower=True)):
             wanted = str(parameters[key].annotation).replace("typing.", "")

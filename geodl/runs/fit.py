@@ -63,15 +63,15 @@ def fit(cfg: DictConfig) -> str:
     ours = Pictures.of(pos, face, pictures.views, task.size, False).silhouette > 0.5
     theirs = pictures.silhouette > 0.5
     iou = overlap(ours, theirs)
-    record.make_folder(target)
     own = pos.double().numpy() * size + center
     grey = np.full((len(own), 3), 160, np.uint8)
-    write_ply(target / "mesh.ply", own, face.numpy(), grey)
-    viz.meshes([[(x.numpy(), face.numpy()) for x in stages]], target / "stages.png", cfg.up)
-    viz.pictures([list(theirs.numpy()), list(ours.numpy())], target / "pictures.png")
-    if not source.is_dir():
-        _write(pictures, target / "views")
-    record.write_json(target / "fit.json", [{"iou": round(float(iou), 4)} | made_of])
+    with record.whole(target, "fit.json") as part:
+        write_ply(part / "mesh.ply", own, face.numpy(), grey)
+        viz.meshes([[(x.numpy(), face.numpy()) for x in stages]], part / "stages.png", cfg.up)
+        viz.pictures([list(theirs.numpy()), list(ours.numpy())], part / "pictures.png")
+        if not source.is_dir():
+            _write(pictures, part / "views")
+        record.write_json(part / "fit.json", [{"iou": round(float(iou), 4)} | made_of])
     return f"silhouettes overlap by {100 * float(iou):.1f} % (IoU)\n{target}"
 
 

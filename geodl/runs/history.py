@@ -159,6 +159,9 @@ class EarlyStopping(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.waited = state_dict["best"], state_dict["waited"]
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.should_stop = self.waited >= self.patience  # resumed after it had stopped
+
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         callbacks = cast(Any, trainer).callbacks
         value = next(c for c in callbacks if isinstance(c, History)).value

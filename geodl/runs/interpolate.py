@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,28 +73,21 @@ def interpolate(cfg: DictConfig) -> str:
         "same_faces": found.same,
         "seconds": round(time.monotonic() - began, 1),
     }
-    # Whole or not at all: files are written beside the folder that they will be in.
-    part = target.resolve().with_name(f".{target.resolve().name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    record.make_folder(part)
     color = viz.position_color(meshes[0])
-    for i, pos in enumerate(meshes):
-        painted = (color * 255).astype(np.uint8)
-        write_ply(part / f"{i:02d}.ply", pos, triangles, painted)
-    viz.strips(
-        [meshes, between],
-        triangles,
-        part / "path.png",
-        cfg.up,
-        colors=[[color] * cfg.times] * 2,
-        titles=["the model's" if cfg.ckpt else "shortest", "straight"],
-    )
-    viz.film(meshes, triangles, color, part / "path.gif", cfg.up)
-    record.write_json(part / "path.json", [row | made_of])
-    record.make_folder(target)
-    for file in part.iterdir():  # beside whatever else the user keeps there
-        file.replace(target / file.name)
-    part.rmdir()
+    with record.whole(target, "path.json") as part:
+        for i, pos in enumerate(meshes):
+            painted = (color * 255).astype(np.uint8)
+            write_ply(part / f"{i:02d}.ply", pos, triangles, painted)
+        viz.strips(
+            [meshes, between],
+            triangles,
+            part / "path.png",
+            cfg.up,
+            colors=[[color] * cfg.times] * 2,
+            titles=["the model's" if cfg.ckpt else "shortest", "straight"],
+        )
+        viz.film(meshes, triangles, color, part / "path.gif", cfg.up)
+        record.write_json(part / "path.json", [row | made_of])
     return (
         f"energy {energy:.4g} (straight: {straight_energy:.4g}), area half-way {areas[0]:.3f} "
         f"(straight: {areas[1]:.3f}) of the first mesh's\n{target}"

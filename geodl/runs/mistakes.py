@@ -28,7 +28,7 @@ def validate(cfg: Any) -> None:
             raise UserError(f"{key}={value} must be a whole number of {low} or more.")
 
     if cfg.mode not in MODES:
-        raise UserError(f"mode={cfg.mode} is not known{_near(str(cfg.mode), MODES)}.")
+        raise UserError(f"mode={cfg.mode} is not known{near(str(cfg.mode), MODES)}.")
     for key, low in (
         ("seed", 0),
         ("epochs", 0),
@@ -44,6 +44,8 @@ def validate(cfg: Any) -> None:
         raise UserError(f"up={cfg.up} is not known: choose y or z.")
     if cfg.select not in ("last", "val", "test"):
         raise UserError(f"select={cfg.select} is not known: choose last, val or test.")
+    if cfg.select != "last" and not cfg.epochs:
+        raise UserError(f"select={cfg.select} chooses an epoch, and with epochs=0 there is none.")
     for key in ("force", "figures", "launch"):
         if not isinstance(cfg[key], bool):
             raise UserError(f"{key}={cfg[key]} must be true or false.")
@@ -75,9 +77,12 @@ def validate(cfg: Any) -> None:
     count = cfg.trainer.devices
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"trainer.devices={count} must be a whole number of 1 or more.")
+    nodes = cfg.trainer.get("num_nodes", 1)
+    if not isinstance(nodes, int) or isinstance(nodes, bool) or nodes < 1:
+        raise UserError(f"trainer.num_nodes={nodes} must be a whole number of 1 or more.")
     if count > 1 and not str(cfg.trainer.get("strategy", "")).startswith("ddp"):
         raise UserError(f"trainer.devices={count} takes several processes: give trainer=ddp.")
-    if cfg.batch_size % (processes := count * int(cfg.trainer.get("num_nodes", 1))):
+    if cfg.batch_size % (processes := count * nodes):
         raise UserError(
             f"batch_size={cfg.batch_size} is that of all {processes} devices together: choose a "
             "multiple of their number."
@@ -118,7 +123,7 @@ def _refuse_overrides(but: tuple[str, ...] = ()) -> None:
             )
 
 
-def _near(word: str, known: Any) -> str:
+def near(word: str, known: Any) -> str:
     close = difflib.get_close_matches(word, list(known), 1, 0.6)
     choices = ", ".join(sorted(known))
     return (
@@ -162,7 +167,7 @@ def explain(error: BaseException) -> str | None:
             found = folder.rglob("[!_]*.yaml")
             options = sorted(str(p.relative_to(folder).with_suffix("")) for p in found)
         if options:
-            return f"{group or 'config'}={name} does not exist{_near(name, options)}."
+            return f"{group or 'config'}={name} does not exist{near(name, options)}."
         return f"{group or 'config'}={name} does not exist: see geodl mode=list."
     texts = [" ".join(str(link).split()) for link in chain]
     for text in texts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -46,13 +45,13 @@ def predict(cfg: DictConfig) -> str:
     if cfg.code is not None or cfg.mask is not None or cfg.amount != 1:
         task.tell(cfg.code, cfg.mask, float(cfg.amount))
         _same_model(cfg.code, model)
-    words = None if cfg.words is None else [str(word) for word in _listed(cfg.words)]
+    words = None if cfg.words is None else [str(word) for word in listed(cfg.words)]
     if words is not None:
         task.point_at(words)
     groups = _grouped(list(files), task)
     made_of = {
         "checkpoint": model,
-        "input": [str(Path(str(one)).expanduser().resolve()) for one in _listed(cfg.input)],
+        "input": [str(Path(str(one)).expanduser().resolve()) for one in listed(cfg.input)],
         "code_file": _printed(cfg.code),
         "mask_file": _printed(cfg.mask),
         "amount": float(cfg.amount),
@@ -68,20 +67,13 @@ def predict(cfg: DictConfig) -> str:
     for group in shapes:
         task.check(group)
     stems = _unique([[files[file] for file in group] for group in groups])
-    fresh = not target.exists()
-    record.make_folder(target)
-    try:
-        rows = [task.write(s, target / stem) for s, stem in zip(shapes, stems, strict=True)]
-    except UserError:
-        with contextlib.suppress(OSError):
-            if fresh:
-                target.rmdir()  # if nothing was written
-        raise
-    record.write_json(target / "predictions.json", [row | made_of for row in rows])
-    if task.columns:
-        flat = [_flat(row) for row in rows]
-        classes = [key for key in flat[0] if key not in rows[0]]
-        write_csv(target / "predictions.csv", ["file", *task.columns, *classes], flat)
+    with record.whole(target, "predictions.json") as part:
+        rows = [task.write(s, part / stem) for s, stem in zip(shapes, stems, strict=True)]
+        record.write_json(part / "predictions.json", [row | made_of for row in rows])
+        if task.columns:
+            flat = [_flat(row) for row in rows]
+            classes = [key for key in flat[0] if key not in rows[0]]
+            write_csv(part / "predictions.csv", ["file", *task.columns, *classes], flat)
     return "\n".join([*(f"{row['file']}: {task.in_words(row)}" for row in rows), str(target)])
 
 
@@ -93,7 +85,8 @@ def _same_model(code: Any, model: str) -> None:
     """Raises UserError where a code is that of another model."""
     rows: Any = None if code is None else record.read_json(Path(str(code)).expanduser())
     row: Any = rows[0] if isinstance(rows, list) and rows else None
-    if isinstance(row, dict) and row.get("checkpoint", model) != model:
+    # A path and a fingerprint; the file may have moved since.
+    if isinstance(row, dict) and row.get("checkpoint", model).split()[-1] != model.split()[-1]:
         raise UserError(
             f"code={code} is of another model ({row['checkpoint']}): codes mean something to the "
             "model alone that made them."
@@ -117,7 +110,7 @@ def _without_learning(cfg: DictConfig) -> tuple[Task, Preprocess]:
     return build_task(cfg, DataSpec(landmarks=0)), replace(process, on_defect="repair")
 
 
-def _listed(given: Any) -> list[Any]:
+def listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, ListConfig) else [given]
 
 

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a finished run is skipped in a blink.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
@@ -15,9 +16,10 @@ import os
 import platform
 import re
 import resource
+import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -68,7 +70,7 @@ SHARED = (
 )
 FIRST = {"ops": 4, "data.creatures": 3}  # others began with 1
 NOT_HASHED_TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "deterministic")
-WEIGHTS = (".ckpt", ".pth", ".pt", ".safetensors")
+WEIGHTS = (".ckpt", ".pth", ".pt")
 FORMAT = 2  # of checkpoints and result.json
 
 
@@ -79,6 +81,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     so that a new option that is off by default does not rename old runs. Files and folders that the
     user names enter by content.
     """
+    given = cfg
     cfg = cast(DictConfig, OmegaConf.create(OmegaConf.to_container(cfg, resolve=False)))
     outputs_folder = str(cfg.paths.outputs)
     cfg.paths = {key: f"<{key}>" for key in cfg.paths}
@@ -90,7 +93,7 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     plain["trainer"] = {k: v for k, v in trainer.items() if k not in NOT_HASHED_TRAINER}
     for key in ("weights", "init"):
         if plain.get(key):
-            start = start_of(cfg) if key == "init" else None
+            start = start_of(given) if key == "init" else None
             plain[key] = run_hash(start) if start is not None else fingerprint(Path(plain[key]))
     for slot, key in (("decoder", "model"), ("data", "template")):
         if (plain.get(slot) or {}).get(key):
@@ -337,6 +340,24 @@ def missing_tests(cfg: DictConfig, result: Mapping[str, Any]) -> list[str]:
 def test_options(cfg: DictConfig, name: str) -> dict[str, Any]:
     """A named test set as plain data: its results belong to these options."""
     return cast("dict[str, Any]", OmegaConf.to_container(cfg.test[name], resolve=True))
+
+
+@contextlib.contextmanager
+def whole(target: Path, first: str) -> Generator[Path]:
+    """A folder to write to. Its files take their places in ``target``, beside whatever else is
+    there, only if all went well: ``first`` ahead of the others, since it says what they are."""
+    part = target.resolve().with_name(f".{target.resolve().name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    make_folder(part)
+    try:
+        yield part
+        make_folder(target)
+        for one in sorted(part.iterdir(), key=lambda file: file.name != first):
+            if one.is_dir():
+                shutil.rmtree(target / one.name, ignore_errors=True)
+            one.replace(target / one.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from geodl import viz
 from geodl.data.files import write_ply
@@ -15,7 +15,7 @@ from geodl.errors import UserError
 from geodl.runs import record
 from geodl.runs.build import device
 from geodl.runs.checkpoint import restore
-from geodl.runs.predict import place
+from geodl.runs.predict import listed, place
 from geodl.tasks.generation import Generation
 from geodl.tasks.implicit import Surface
 
@@ -35,12 +35,11 @@ def sample(cfg: DictConfig) -> str:
             "learned nothing: give a run with task.draw=flow."
         )
     task.eval().to(device(cfg))
-    words = [str(w) for w in cfg.words] if isinstance(cfg.words, ListConfig) else cfg.words
+    words = None if cfg.words is None else [str(w) for w in listed(cfg.words)]
     names = [task.classes[i % len(task.classes)] for i in range(cfg.count)]
     if words is None:
         told = torch.cat([task.spoken([name]) for name in names])
     else:
-        words = [words] if isinstance(words, str) else words
         told = task.spoken(words).expand(cfg.count, -1)
     said = names if words is None else [", ".join(words)] * cfg.count
     made_of = {
@@ -53,22 +52,22 @@ def sample(cfg: DictConfig) -> str:
     name = f"{checkpoint.resolve().parent.name}-{checkpoint.stem}"
     target = place(cfg, f"sample/{record.valid_name(name)}", made_of, "samples.json")
     codes = task.sampled(told, cfg.seed)
-    record.make_folder(target)
     shown: list[Surface] = []
     rows: list[dict[str, Any]] = []
-    for i, z in enumerate(codes):
-        found = task.surface(z)
-        row: dict[str, Any] = {"words": said[i], "file": None, "code": z.cpu().tolist()}
-        if found is not None:
-            row["file"] = f"{i:03d}.ply"
-            grey = np.full((len(found[0]), 3), 160, np.uint8)
-            write_ply(target / row["file"], *found, grey)
-            shown.append(found)
-        rows.append(row)
-    if not shown:
-        raise UserError("none of the samples has a surface: the model has not learned enough.")
-    lines = [shown[i : i + 8] for i in range(0, len(shown), 8)]
-    viz.meshes(lines, target / "samples.png", task.spec.up)
-    record.write_json(target / "samples.json", [row | made_of for row in rows])
+    with record.whole(target, "samples.json") as part:
+        for i, z in enumerate(codes):
+            found = task.surface(z)
+            row: dict[str, Any] = {"words": said[i], "file": None, "code": z.cpu().tolist()}
+            if found is not None:
+                row["file"] = f"{i:03d}.ply"
+                grey = np.full((len(found[0]), 3), 160, np.uint8)
+                write_ply(part / row["file"], *found, grey)
+                shown.append(found)
+            rows.append(row)
+        if not shown:
+            raise UserError("none of the samples has a surface: the model has not learned enough.")
+        lines = [shown[i : i + 8] for i in range(0, len(shown), 8)]
+        viz.meshes(lines, part / "samples.png", task.spec.up)
+        record.write_json(part / "samples.json", [row | made_of for row in rows])
     lost = len(rows) - len(shown)
     return f"{len(shown)} shapes{f', {lost} without a surface' if lost else ''}\n{target}"

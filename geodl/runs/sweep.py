@@ -80,12 +80,24 @@ def launch(jobs: list[list[str]], words: list[str], entries: list[dict[str, Any]
     if not jobs:
         return
     master = _master(words)
+    _ask(master)
     context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks())
     launcher = Plugins.instance().instantiate_launcher(
         hydra_context=context, task_function=sweep_job, config=master
     )
     with board(Path(master.paths.outputs), entries):
         launcher.launch(jobs, 0)
+
+
+def _ask(cfg: Any) -> None:
+    """What SLURM is asked for, where its config leaves that to the jobs."""
+    launcher, devices = cfg.hydra.launcher, cfg.trainer.devices
+    if not str(launcher._target_).endswith(".SlurmLauncher"):
+        return
+    if launcher.cpus_per_task is None:
+        launcher.cpus_per_task = devices * (cfg.threads + cfg.workers)
+    if launcher.gpus_per_node is None:
+        launcher.gpus_per_node = 0 if cfg.trainer.accelerator == "cpu" else devices
 
 
 def _master(words: list[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from filelock import FileLock, Timeout
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from geodl.atomic import atomic
@@ -37,6 +39,7 @@ from geodl.runs.build import (
 from geodl.runs.checkpoint import initialise, load_checkpoint, load_weights, not_finite
 from geodl.runs.evaluate import evaluate_run
 from geodl.runs.history import History, Saver
+from geodl.runs.mistakes import near
 from geodl.tasks.base import NotFinite, Task
 
 log = logging.getLogger(__name__)
@@ -130,6 +133,7 @@ def _train(cfg: DictConfig, folder: Path) -> None:
     record.write_json(folder / "result.json", result)
     history: History | None = None
     try:
+        _trainer_options(cfg)  # better known before the data are made ready
         parts, loaders = _data_and_task(cfg)
         source, task = parts.data, parts.task
         found = source.found()
@@ -138,6 +142,8 @@ def _train(cfg: DictConfig, folder: Path) -> None:
         tests = parts.tests(list(cfg.test))
         if cfg.select == "val" and not loaders.has("val"):
             raise UserError(f"select=val, but {source.name} has no val split: use select=last.")
+        if cfg.epochs and any(p.requires_grad for p in task.parameters()):
+            _apart(source)
         report = loaders.prepare(_open_now(cfg, source))
         log.info("%s", report)
         _log_mended(report.mended)
@@ -212,6 +218,22 @@ def _open_now(cfg: DictConfig, source: Source) -> list[str]:
     return sorted({"train", "test" if cfg.select == "test" else "val"} & set(source.all_splits()))
 
 
+def _apart(source: Source) -> None:
+    """Refuse to train on test shapes.
+
+    Raises:
+        UserError: the data set has the same shapes in both splits.
+    """
+    splits = source.all_splits()
+    train, test = ({(i.name, str(i.source)) for i in splits.get(s, ())} for s in ("train", "test"))
+    if both := train & test:
+        raise UserError(
+            f"{source.name} is a set for testing: {len(both)} of its {len(test)} test shapes are "
+            "training shapes as well. Train on another one (data=faust_r, say), and then evaluate "
+            "here with epochs=0 init=<its checkpoint>."
+        )
+
+
 def _start(cfg: DictConfig, task: Task) -> None:
     """Weights to begin with, where some are given."""
     if cfg.weights:
@@ -237,9 +259,9 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     os.environ.setdefault("OMP_NUM_THREADS", str(cfg.threads))  # else Lightning sets threads
-    trainer = L.Trainer(
+    trainer = _trainer(
+        _trainer_options(cfg),
         plugins=ranks.plugins(cfg),
-        **{str(k): v for k, v in cfg.trainer.items()},
         max_epochs=cfg.epochs,
         default_root_dir=folder,
         callbacks=[
@@ -301,6 +323,24 @@ def _fit(cfg: DictConfig, task: Task, loaders: Loaders, folder: Path, history: H
                 torch.distributed.destroy_process_group()
     if not ranks.rank(cfg):
         history.write_csv()
+
+
+def _trainer_options(cfg: DictConfig) -> dict[str, Any]:
+    """Raises UserError where Lightning's trainer has no such option."""
+    options = {str(k): v for k, v in cfg.trainer.items()}
+    known = inspect.signature(L.Trainer).parameters
+    if odd := next((k for k in options if k not in known), None):
+        raise UserError(f"trainer.{odd} is no option of Lightning's Trainer{near(odd, known)}.")
+    return options
+
+
+def _trainer(options: dict[str, Any], **ours: Any) -> L.Trainer:
+    """Raises UserError where an option is refused, or one of ours."""
+    try:
+        return L.Trainer(**options, **ours)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"trainer= cannot be built: {reason}.") from error
 
 
 # What a checkpoint needs for going on from it, beside config and weights.

@@ -17,6 +17,7 @@ from torchmetrics import Metric
 
 from geodl.data.files import write_ply
 from geodl.data.own import OwnShape
+from geodl.decoders.base import TemplateDecoder
 from geodl.encoders.base import Encoder
 from geodl.errors import UserError
 from geodl.metrics import DeformedError
@@ -59,7 +60,8 @@ class Deformation(Task):
     PaNDaS); with a decoder, displacements of the template's vertices (the simple model); with
     encoder=identity the ``solver``.
 
-    A code of zero deforms nothing, and a mask on faces leaves the rest without a code. Codes are
+    With Jacobians a code of zero deforms nothing, and a mask on faces leaves the rest without a
+    code. Codes are
     whitened by what they are for training pairs before training, because a difference of codes is
     small at first, and in most directions smaller still; losses are divided by the size of the
     displacements.
@@ -199,6 +201,12 @@ class Deformation(Task):
         self.decoder = self.jacobians = self.shift = None
         if setup.decoder is not None:
             self.decoder = setup.decoder(latent=latent, spec=setup.spec)
+            kind = type(self.decoder)
+            if not issubclass(kind, TemplateDecoder) or kind.absolute or kind.projects:
+                raise UserError(
+                    "task=deformation needs a decoder to displacements of a template's vertices, "
+                    f"which {kind.__name__} is not: choose mlp, spiral or chebnet, or none."
+                )
             return
         described = latent if face_rows else setup.features.channels
         self.jacobians = Jacobians(described, columns, list(widths))
@@ -327,6 +335,7 @@ class Deformation(Task):
         encoding = reader(self.features(both), both).at(self._read_at())
         if self.pool == "spectral":
             evecs = both.ops.evecs[:, :EIGENVECTORS]
+            evecs = torch.cat([evecs[:, :1].abs(), evecs[:, 1:]], 1)  # the first one is constant
             weighted = (encoding[:, None] * evecs[:, :, None]).flatten(1)
             sums = both.mean(weighted, both.ops.mass)
             encoding = torch.cat(

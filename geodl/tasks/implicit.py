@@ -17,7 +17,7 @@ from torchmetrics import Metric
 
 from geodl.data.files import write_ply
 from geodl.data.own import OwnShape
-from geodl.decoders.field import FieldDecoder
+from geodl.decoders.field import DeepSDF, FieldDecoder
 from geodl.errors import UserError
 from geodl.metrics import FieldError
 from geodl.ops.distance import zero_level
@@ -143,6 +143,11 @@ class Implicit(Task):
         self.codes = None if learns else Codes(length)
         kind = {"ask": 4, "answer": 3} if density else {}
         self.decoder: FieldDecoder = setup.decoder(latent=length, spec=setup.spec, **kind)
+        if field == "occupancy" and isinstance(self.decoder, DeepSDF):
+            raise UserError(
+                "decoder=deepsdf answers distances between -1 and 1, which are no logits: choose "
+                "task.field=distance, or decoder=occupancy."
+            )
 
     def build_head(self) -> nn.Module:
         if not self.encoder.learns or self.latent is None:
@@ -252,6 +257,11 @@ class Implicit(Task):
     # ---- densities: noise is carried to the surface (flow matching on straight lines) ----
 
     def _flow_gap(self, z: Tensor, batch: ShapeBatch, generator: torch.Generator | None) -> Tensor:
+        if not batch.equal_sizes:
+            raise UserError(
+                f"task.field=density takes as many points of every shape, and these have "
+                f"{min(batch.sizes)} to {max(batch.sizes)}: set encoder.points."
+            )
         end = batch.dense(batch.pos)
         if end.shape[1] > self.queries:
             end = end[:, torch.randperm(end.shape[1], generator=generator)[: self.queries]]

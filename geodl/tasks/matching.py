@@ -259,7 +259,7 @@ class Matching(Task):
         if self.form == "categorical":
             rows, marks = prediction.output, batch.target.landmark
             names = torch.arange(self.outputs, device=rows.device).repeat(len(batch))
-            return {"cross_entropy": F.cross_entropy(rows[marks], names)}
+            return {"cross_entropy": F.cross_entropy(rows[marks], names)} | prediction.losses
         found: dict[str, Tensor] = {}
         if "supervised" in self.weights:
             gap = (prediction.output - self.true_maps(batch)).square().mean()
@@ -323,7 +323,7 @@ class Matching(Task):
                 u, _, vt = torch.linalg.svd(c)
                 c = u @ vt
         if self.refine == "zoomout":
-            for size in range(self.k, a.shape[1] + 1, self.step):
+            for size in (*range(self.k, a.shape[1], self.step), a.shape[1]):
                 c = to_fmap(from_fmap(c, a, b), a[:, :size], b[:, :size], mass)
         return from_fmap(c, a, b)
 
@@ -418,6 +418,13 @@ class Matching(Task):
         return errors
 
     # ---- the user's own shapes ----
+
+    def check(self, shapes: Sequence[OwnShape]) -> None:
+        if self.form == "categorical":
+            raise UserError(
+                "task.form=categorical names points of the data's template, and where they are on "
+                "meshes of your own is not known: give a model of task.form=fmap."
+            )
 
     def write(self, shapes: Sequence[OwnShape], place: Path) -> dict[str, Any]:
         """The map as .csv (for every vertex of the target one of the source, from 0), both shapes

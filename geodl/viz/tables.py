@@ -35,6 +35,9 @@ def bars(data: Any, path: Path) -> None:
             own = [x for x, section in zip(at, sections, strict=True) if section == group]
             middle, top = (own[0] + own[-1]) / 2, ax.get_xaxis_transform()
             ax.text(middle, 0.98, group, fontsize=8, ha="center", va="top", transform=top)
+    # Numbers above bars that are narrower than they are stand upright.
+    narrow = figure.get_figwidth() * width / (at[-1] + 1) < 0.35
+    style: dict[str, Any] = {"rotation": 90, "fontsize": 7} if narrow else {}
     for j, (name, color) in enumerate(zip(names, colors, strict=True)):
         shift = (j - (len(names) - 1) / 2) * width
         for i, r in enumerate(rows):
@@ -43,8 +46,18 @@ def bars(data: Any, path: Path) -> None:
             if found := cell.get("yours") or measured(cell):
                 high, spread = found["mean"], found["std"] or 0.0
                 ax.bar(at[i] + shift, high, width, yerr=spread, color=color, alpha=0.85)
-                above = max(high, cell.get("mean", high))
-                ax.text(at[i] + shift, above, f"{high:.1f}", ha="center", va="bottom")
+                above = max(high + spread, cell.get("mean", high))
+                diamond = cell.get("published", 0.0)
+                if 0.94 * above < diamond < 1.06 * above:  # the number stands above it
+                    above = max(above, diamond) * 1.01
+                ax.text(
+                    at[i] + shift,
+                    above,
+                    f" {high:.1f}" if narrow else f"{high:.1f}",
+                    ha="center",
+                    va="bottom",
+                    **style,
+                )
             if cell.get("n") and "yours" in cell:
                 ends = [at[i] + shift - width / 2, at[i] + shift + width / 2]
                 ax.plot(ends, [cell["mean"]] * 2, "k-", lw=2)
