@@ -89,9 +89,9 @@ class Wishes:
         # Without operators only other meshes take copies: points may be moved anew in every epoch.
         computed = self.needs.computed
         breaking = tuple(a for a in spoilt if computed or isinstance(a, Perturbation))
-        if breaking and self.needs.computed and not self.copies:
+        if breaking and computed and not self.copies:
             names = ", ".join(type(a).__name__ for a in breaking)
-            asked = ", ".join(n.family for n in self.needs.computed)
+            asked = ", ".join(n.family for n in computed)
             raise UserError(
                 f"augmentation {names} changes the geometry that {asked} was computed from: set "
                 "augment.copies=n for n prepared copies of each shape, or leave it out."

@@ -38,6 +38,7 @@ def bars(data: Any, path: Path) -> None:
     # Numbers above bars that are narrower than they are stand upright.
     narrow = figure.get_figwidth() * width / (at[-1] + 1) < 0.35
     style: dict[str, Any] = {"rotation": 90, "fontsize": 7} if narrow else {}
+    before = " " if narrow else ""
     for j, (name, color) in enumerate(zip(names, colors, strict=True)):
         shift = (j - (len(names) - 1) / 2) * width
         for i, r in enumerate(rows):
@@ -50,14 +51,8 @@ def bars(data: Any, path: Path) -> None:
                 diamond = cell.get("published", 0.0)
                 if 0.94 * above < diamond < 1.06 * above:  # the number stands above it
                     above = max(above, diamond) * 1.01
-                ax.text(
-                    at[i] + shift,
-                    above,
-                    f" {high:.1f}" if narrow else f"{high:.1f}",
-                    ha="center",
-                    va="bottom",
-                    **style,
-                )
+                number = f"{before}{high:.1f}"
+                ax.text(at[i] + shift, above, number, ha="center", va="bottom", **style)
             if cell.get("n") and "yours" in cell:
                 ends = [at[i] + shift - width / 2, at[i] + shift + width / 2]
                 ax.plot(ends, [cell["mean"]] * 2, "k-", lw=2)
